@@ -1,0 +1,90 @@
+"""What holds for every test: the event-loop backend, no blocking on a loop, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import BlockBuster
+
+from ms_enclave import loop
+from tests import leaks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CI = os.environ.get("CI") == "true"
+NEVER_SKIPPED_IN_CI = ("docker", "namespaces", "toolchain")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a temporary folder of its own, and make its orphans ours.
+
+    Whatever appears in that folder was made by this run, however many runs share the machine.
+    """
+    leaks.become_subreaper()
+    scratch = tempfile.mkdtemp(prefix="ms-enclave-tests-", dir="/tmp")
+    os.chmod(scratch, 0o755)  # sandboxes' users pass through it
+    os.environ["TMPDIR"] = scratch
+    tempfile.tempdir = scratch
+    config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_loop() -> Iterator[None]:
+    """End our loop thread after the last test."""
+    yield
+    loop.shutdown()
+
+
+async def _nothing() -> None:
+    """Do nothing, on our loop: that starts it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_blocking_on_a_loop() -> Iterator[None]:
+    """Turn a blocking call that our code makes on any event loop into an error."""
+    detector = BlockBuster(scanned_modules=["ms_enclave"])
+    for allowed in ("os.stat", "os.readlink", "os.access", "os.path.abspath", "os.getcwd"):
+        detector.functions.pop(allowed, None)  # answered from memory; never waits for anybody
+    detector.activate()
+    try:
+        yield
+    finally:
+        detector.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(
+    request: pytest.FixtureRequest, private_loop: None, no_blocking_on_a_loop: None
+) -> Iterator[None]:
+    """Fail a test that leaves a process, mount, cgroup, folder, open file or thread of ours."""
+    if request.node.get_closest_marker("leaves") is not None:
+        yield
+        return
+    loop.call(_nothing)  # running before the test, so that its thread is nobody's leak
+    before = leaks.Snapshot.take()
+    yield
+    left = leaks.wait_until_gone(before)
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Refuse, in continuous integration, to skip what that machine was set up to run."""
+    if not CI or call.excinfo is None or not call.excinfo.errisinstance(pytest.skip.Exception):
+        return
+    if any(item.get_closest_marker(name) for name in NEVER_SKIPPED_IN_CI):
+        complaint = AssertionError(f"skipped in continuous integration: {call.excinfo.value}")
+        call.excinfo = pytest.ExceptionInfo.from_exc_info(
+            (AssertionError, complaint, call.excinfo.tb)
+        )

@@ -1,0 +1,219 @@
+"""What a test may leave behind on the machine, seen as a list before and after.
+
+Things are counted by kind and not by number: a pool that replaces an event loop leaves as many
+descriptors as before, though other ones. Waiting is polling with a limit; the usual case, where
+nothing is left, costs one look.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["GRACE", "Snapshot", "become_subreaper", "wait_until_gone"]
+
+GRACE = 5.0
+"""Seconds that closing may take after the test has ended before it counts as a leak."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+# Worker threads that a library keeps for its next call, and ends by itself.
+_POOLED_THREADS = re.compile(
+    r"^(AnyIO worker thread|asyncio_\d+|ThreadPoolExecutor-|pytest_timeout)"
+)
+_NUMBER_IN_TARGET = re.compile(r":\[\d+\]$")
+_OURS = re.compile(r"ms[-_]enclave")
+
+
+def become_subreaper() -> None:
+    """Let orphans of our processes become our children, so that none can leave by daemonising."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything of ours that exists now."""
+
+    children: frozenset[tuple[int, str]]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    folders: frozenset[str]
+    descriptors: Counter[str]
+    threads: Counter[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Look once."""
+        return cls(
+            children=frozenset(_children()),
+            mounts=frozenset(_mounts()),
+            cgroups=frozenset(_cgroups()),
+            folders=frozenset(_folders()),
+            descriptors=Counter(_descriptors()),
+            threads=Counter(thread.name for thread in threading.enumerate()),
+        )
+
+    def since(self, before: Snapshot) -> list[str]:
+        """What is here now and was not before, one line a thing."""
+        return [
+            *(f"process {pid}: {name}" for pid, name in sorted(self.children - before.children)),
+            *(f"mount {point}" for point in sorted(self.mounts - before.mounts)),
+            *(f"cgroup {path}" for path in sorted(self.cgroups - before.cgroups)),
+            *(f"folder or socket {path}" for path in sorted(self.folders - before.folders)),
+            *(
+                f"descriptor {kind}: {count} more"
+                for kind, count in sorted((self.descriptors - before.descriptors).items())
+            ),
+            *(
+                f"thread {name}"
+                for name in sorted(self.threads - before.threads)
+                if not _POOLED_THREADS.match(name)
+            ),
+        ]
+
+
+def wait_until_gone(before: Snapshot, grace: float = GRACE) -> list[str]:
+    """Return what is still left `grace` seconds later; nothing as soon as nothing is left."""
+    deadline = time.monotonic() + grace
+    pause = 0.001
+    while True:
+        reap_zombies(before)
+        left = Snapshot.take().since(before)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def reap_zombies(before: Snapshot) -> None:
+    """Collect processes that have ended; `Popen` itself complains of those it was not asked for."""
+    for pid, _ in set(_children(dead=True)) - before.children:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue  # somebody waited for it in between
+
+
+def _children(*, dead: bool = False) -> list[tuple[int, str]]:
+    me = str(os.getpid())
+    found: list[tuple[int, str]] = []
+    for entry in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                text = file.read().decode(errors="replace")
+        except OSError:
+            continue  # it ended while we looked
+        name, _, rest = text.partition("(")[2].rpartition(")")
+        state, parent = rest.split()[:2]
+        if parent == me and (not dead or state == "Z"):
+            found.append((int(entry), name))
+    return found
+
+
+def _mounts() -> list[str]:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [line.split()[4] for line in lines if _OURS.search(line)]
+
+
+def _cgroups() -> list[str]:
+    """Groups of ours that are empty or hold our own processes, in every hierarchy."""
+    found: list[str] = []
+    for root in _cgroup_roots():
+        for top in _subfolders(root):
+            if _OURS.search(os.path.basename(top)):
+                found += (path for path in _subfolders(top) if not _is_somebody_elses(path))
+    return found
+
+
+def _cgroup_roots() -> list[str]:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [line.split()[4] for line in lines if re.match(r"cgroup2? ", line.partition(" - ")[2])]
+
+
+def _subfolders(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _is_somebody_elses(group: str) -> bool:
+    """Whether another run on this machine owns the group: its processes are not under us."""
+    for folder, _, _ in os.walk(group):
+        try:
+            with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+                pids = file.read().split()
+        except OSError:
+            continue
+        if pids:
+            return not any(_is_under_us(int(pid)) for pid in pids)
+    return False
+
+
+def _is_under_us(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def _folders() -> list[str]:
+    """What lies in the run's own temporary folder, and where else a socket of ours could be."""
+    found = [
+        entry
+        for entry in _listing(tempfile.gettempdir())
+        if not os.path.basename(entry).startswith("pytest-of-")
+    ]
+    for place in ("/run", "/dev/shm", "/run/user/" + str(os.getuid())):
+        found += (entry for entry in _listing(place) if _belongs_to_this_run(entry))
+    return found
+
+
+def _listing(path: str) -> list[str]:
+    try:
+        return [os.path.join(path, name) for name in os.listdir(path)]
+    except OSError:
+        return []
+
+
+def _belongs_to_this_run(path: str) -> bool:
+    return bool(_OURS.search(path)) and str(os.getpid()) in path
+
+
+def _descriptors() -> list[str]:
+    found: list[str] = []
+    for entry in _listing("/proc/self/fd"):
+        try:
+            target = os.readlink(entry)
+            mode = os.stat(entry).st_mode
+        except OSError:
+            continue  # the one the listing itself used
+        if stat.S_ISREG(mode) and not _OURS.search(target):
+            continue  # caches and captured output of the test tools
+        found.append(_NUMBER_IN_TARGET.sub("", target))
+    return found
