@@ -55,14 +55,27 @@ _CANCEL_TIMEOUT = 5.0
 class _Job(Generic[T]):
     """One call on its way over the loop thread and back. Used once."""
 
-    __slots__ = ("_error", "_fn", "_portal", "_task", "_value", "_wake", "context", "submitted")
+    __slots__ = (
+        "_cancelled",
+        "_error",
+        "_fn",
+        "_portal",
+        "_scope",
+        "_value",
+        "_wake",
+        "context",
+        "submitted",
+        "task",
+    )
 
     def __init__(self, fn: Callable[[], Awaitable[T]], wake: Callable[[], object]) -> None:
         self._fn = fn
         self._wake = wake
         self.context = contextvars.copy_context()
         self._portal: _Portal | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._cancelled = False
         self._value: T | None = None
         self._error: BaseException | None = None
         self.submitted = False
@@ -73,12 +86,18 @@ class _Job(Generic[T]):
             # The caller may live under trio; below this line it is asyncio.
             sys.modules["sniffio"].current_async_library_cvar.set("asyncio")
         self._portal = portal
-        self._task = portal.loop.create_task(self._run())
-        self._task.add_done_callback(self._finish)
+        self.task = portal.loop.create_task(self._run())
+        self.task.add_done_callback(self._finish)
 
     async def _run(self) -> None:
         try:
-            self._value = await self._fn()
+            # A scope and not `Task.cancel`, which would go through a shield.
+            with anyio.CancelScope() as self._scope:
+                if self._cancelled:
+                    self._scope.cancel()
+                self._value = await self._fn()
+                return
+            self._error = asyncio.CancelledError()
         except BaseException as error:  # noqa: BLE001 - carried to the caller, who raises it
             # SystemExit and KeyboardInterrupt too: in a task they would end the loop itself.
             self._error = error
@@ -86,7 +105,7 @@ class _Job(Generic[T]):
     def _finish(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # before its first step
             self._error = asyncio.CancelledError()
-        self._task = None
+        self.task = None
         portal, self._portal = self._portal, None
         if portal is not None:
             portal.jobs.discard(self)
@@ -105,11 +124,13 @@ class _Job(Generic[T]):
                 portal = _state.portal
         if portal is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nothing runs any more
-                portal.loop.call_soon_threadsafe(self._cancel)
+                portal.loop.call_soon_threadsafe(self.cancel_here)
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    def cancel_here(self) -> None:
+        """The same, on the loop thread."""
+        self._cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     @property
     def error(self) -> BaseException | None:
@@ -180,8 +201,16 @@ class _Portal:
             self._closed = True
         for last in (False, True):
             await self._run_closers(last=last)
-        mine = asyncio.current_task()
-        rest = [task for task in asyncio.all_tasks() if task is not mine]
+        await self._cancel_rest()
+
+    async def _cancel_rest(self) -> None:
+        await asyncio.sleep(0)  # whatever was submitted before the door closed has begun then
+        calls = {job.task for job in self.jobs if job.task is not None}
+        for job in list(self.jobs):
+            job.cancel_here()
+        if calls:
+            await asyncio.wait(calls, timeout=_CANCEL_TIMEOUT)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
         if rest:

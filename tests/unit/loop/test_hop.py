@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from ms_enclave import loop
@@ -194,6 +193,25 @@ async def test_cancelling_again_does_not_abandon_the_clean_up() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert box.cleaned
+
+
+async def test_a_cancellation_respects_what_is_shielded() -> None:
+    entered = threading.Event()
+    log: list[str] = []
+
+    @loop.on_loop
+    async def stop() -> None:
+        with anyio.CancelScope(shield=True):
+            entered.set()
+            await anyio.sleep(0.05)
+            log.append("stopped")
+
+    task = asyncio.ensure_future(stop())
+    await anyio.to_thread.run_sync(entered.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log == ["stopped"]
 
 
 async def test_wait_for_gives_its_own_time_out() -> None:
