@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -62,9 +63,33 @@ def no_blocking_on_a_loop() -> Iterator[None]:
         detector.deactivate()
 
 
+@functools.cache
+def _why_no_namespaces() -> str | None:
+    """What this machine lacks for the process sandbox, and what to do; None where it works."""
+    from ms_enclave.boxes.factory import SandboxFactory
+
+    diagnosis = loop.call(SandboxFactory.get_class("process").diagnose)
+    if diagnosis.works:
+        return None
+    lines = [f"{problem.what}: {problem.remedy}" for problem in diagnosis.problems]
+    return "; ".join(lines) or "the process sandbox does not work here"
+
+
+@pytest.fixture(autouse=True)
+def what_the_machine_needs(request: pytest.FixtureRequest) -> None:
+    """Skip a test marked `namespaces` where they cannot be had, saying why."""
+    if request.node.get_closest_marker("namespaces") is not None:
+        reason = _why_no_namespaces()
+        if reason is not None:
+            pytest.skip(reason)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(
-    request: pytest.FixtureRequest, private_loop: None, no_blocking_on_a_loop: None
+    request: pytest.FixtureRequest,
+    private_loop: None,
+    no_blocking_on_a_loop: None,
+    what_the_machine_needs: None,
 ) -> Iterator[None]:
     """Fail a test that leaves a process, mount, cgroup, folder, open file or thread of ours."""
     if request.node.get_closest_marker("leaves") is not None:
