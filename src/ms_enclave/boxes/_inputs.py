@@ -1,0 +1,264 @@
+"""What callers give to a sandbox, checked before anything is done with it. Pure.
+
+Whatever is wrong here is the caller's mistake and says so (`ConfigError`, a `ValueError`): it never
+reaches a box.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel
+
+from ms_enclave.errors import ConfigError
+from ms_enclave.model import Limits, SandboxConfig
+
+__all__ = [
+    "ID_ALPHABET",
+    "coerce_config",
+    "coerce_limits",
+    "command_argv",
+    "merge_environment",
+    "new_sandbox_id",
+    "normalise_stdin",
+    "resolve_cwd",
+    "validate_args",
+    "validate_code",
+    "validate_command",
+    "validate_sandbox_id",
+    "validate_timeout",
+    "validate_user",
+]
+
+ID_ALPHABET = "23456789abcdefghijkmnopqrstuvwxyz"
+"""Letters of a sandbox id: none that is easily read as another."""
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+# --- the sandbox ---
+
+
+def new_sandbox_id() -> str:
+    """Eight letters that are read without mistakes."""
+    return "".join(secrets.choice(ID_ALPHABET) for _ in range(8))
+
+
+def validate_sandbox_id(sandbox_id: object) -> str:
+    """An id as a caller may give one: letters, digits, `_` and `-`, at most 64.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if not isinstance(sandbox_id, str) or not _ID.match(sandbox_id):
+        raise ConfigError(f"sandbox_id must be 1 to 64 letters, digits, _ or -: {sandbox_id!r}")
+    return sandbox_id
+
+
+def coerce_config(
+    config_class: type[SandboxConfig], config: SandboxConfig | Mapping[str, Any] | None
+) -> SandboxConfig:
+    """A backend's own config from whatever a caller has.
+
+    The backend's own class is passed on as the same object: callers go on changing it until the
+    sandbox starts. A more general one is converted with the fields that were set.
+
+    Raises:
+        ConfigError: a field is unknown or has a value it cannot have.
+    """
+    if config is None:
+        return config_class()
+    if isinstance(config, config_class):
+        return config
+    if isinstance(config, SandboxConfig):
+        config = config.model_dump(exclude_unset=True)
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"a config must be a config object or a dict, not {type(config).__name__}"
+        )
+    return _validated(config_class, config, "sandbox config")
+
+
+def coerce_limits(limits: Limits | Mapping[str, Any] | None) -> Limits | None:
+    """Limits of one call from whatever a caller has.
+
+    Raises:
+        ConfigError: a limit is unknown or has a value it cannot have.
+    """
+    if limits is None or isinstance(limits, Limits):
+        return limits
+    if not isinstance(limits, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"limits must be Limits or a dict, not {type(limits).__name__}")
+    return _validated(Limits, limits, "limits")
+
+
+def _validated(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
+    try:
+        return model.model_validate(dict(values))
+    except ConfigError:
+        raise
+    except ValueError as error:  # pydantic's ValidationError is one; its text names the field
+        raise ConfigError(f"Invalid {what}: {error}") from None
+
+
+# --- one call ---
+
+
+def validate_command(command: object) -> str | list[str]:
+    """The caller's command, unchanged in shape: a shell line stays a string, an argv a list.
+
+    Raises:
+        ConfigError: it is empty, of a wrong type, or holds something no program can be given.
+    """
+    if isinstance(command, str):
+        if not command.strip():
+            raise ConfigError("No command provided")
+        return _text("command", command)
+    argv = _texts("command", command)
+    if not argv or not argv[0]:
+        raise ConfigError("No command provided")
+    return argv
+
+
+def validate_args(args: object) -> tuple[str, ...]:
+    """What a program finds in its `sys.argv` after its own name.
+
+    Raises:
+        ConfigError: it is no list of strings.
+    """
+    return tuple(_texts("args", args))
+
+
+def _texts(what: str, values: object) -> list[str]:
+    if isinstance(values, (str, bytes, bytearray)) or not isinstance(values, Sequence):
+        kind = type(values).__name__
+        raise ConfigError(f"{what} must be a list of strings, not {kind}")
+    return [_text(what, item) for item in cast("Sequence[object]", values)]
+
+
+def command_argv(command: str | list[str], shell: str) -> tuple[str, ...]:
+    """What is executed: a string under the sandbox's `shell`, a list as it is."""
+    if isinstance(command, str):
+        return (shell, "-c", command)
+    return tuple(command)
+
+
+def validate_code(code: object) -> str:
+    """The Python source to run. An empty program is a program.
+
+    Raises:
+        ConfigError: it is not text.
+    """
+    if not isinstance(code, str):
+        raise ConfigError(f"code must be a string, not {type(code).__name__}")
+    _encodable("code", code)
+    return code
+
+
+def validate_timeout(timeout: object) -> float | None:
+    """A time-out in seconds, or None for the sandbox's own.
+
+    Raises:
+        ConfigError: it is not a finite number above zero.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ConfigError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    if not math.isfinite(timeout) or timeout <= 0:
+        raise ConfigError(f"timeout must be a finite number of seconds above 0, not {timeout}")
+    return float(timeout)
+
+
+def validate_user(user: object) -> str | int | None:
+    """A user inside the sandbox, by name or number.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if user is None:
+        return None
+    if isinstance(user, bool) or not isinstance(user, (str, int)):
+        raise ConfigError(f"user must be a name or a number, not {type(user).__name__}")
+    if isinstance(user, int):
+        if not 0 <= user < 1 << 32:
+            raise ConfigError(f"user must be a number from 0 to 4294967295, not {user}")
+        return user
+    if not user:
+        raise ConfigError("user must not be empty")
+    return _text("user", user)
+
+
+def resolve_cwd(cwd: object, working_dir: str) -> str:
+    """The folder to start in; a relative one is relative to the sandbox's working folder.
+
+    Raises:
+        ConfigError: it is not a path.
+    """
+    if cwd is None:
+        return working_dir
+    if not isinstance(cwd, str) or not cwd:
+        raise ConfigError("cwd must be a path inside the sandbox")
+    return posixpath.join(working_dir, _text("cwd", cwd))
+
+
+def merge_environment(*layers: Mapping[str, str] | None) -> dict[str, str]:
+    """One environment of several layers, the later ones winning.
+
+    Raises:
+        ConfigError: a name or a value that no environment can hold.
+    """
+    merged: dict[str, str] = {}
+    for layer in layers:
+        if layer is None:
+            continue
+        _require_mapping(layer)
+        for name, value in layer.items():
+            if not _text("env name", name) or "=" in name:
+                raise ConfigError(f"env holds a name that no environment can hold: {name!r}")
+            merged[name] = _text(f"env value of {name}", value)
+    return merged
+
+
+def normalise_stdin(stdin: object) -> bytes | None:
+    """What the program reads; text is sent as UTF-8, None means an empty standard input.
+
+    Raises:
+        ConfigError: it is neither text nor bytes.
+    """
+    if stdin is None:
+        return None
+    if isinstance(stdin, str):
+        return _encodable("stdin", stdin)
+    if isinstance(stdin, (bytes, bytearray, memoryview)):
+        return bytes(stdin)
+    raise ConfigError(f"stdin must be text or bytes, not {type(stdin).__name__}")
+
+
+def _require_mapping(value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"env must be a mapping of names to values, not {type(value).__name__}")
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} must be text, not {type(value).__name__}")
+    if "\0" in value:
+        raise ConfigError(f"{what} must not contain NUL bytes")
+    _encodable(what, value)
+    return value
+
+
+def _encodable(what: str, value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} is not valid Unicode text: {error.reason}") from None

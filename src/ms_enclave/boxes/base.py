@@ -1,0 +1,692 @@
+"""What every sandbox is: a life, a way to run programs, its files and its tools.
+
+A backend writes three methods and no more: how its box is made (`_open`), how a process starts in
+it (`_spawn`) and how its guest is reached (`_connect_guest`). Everything that is promised about a
+sandbox is kept here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import anyio
+import anyio.to_thread
+
+from ms_enclave.boxes import _execution as execution
+from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._toolbox import Toolbox
+from ms_enclave.boxes.files import Files, across_loops, validate_path
+from ms_enclave.channel.process import SpawnRequest
+from ms_enclave.errors import (
+    CapabilityError,
+    ConfigError,
+    EnclaveError,
+    SandboxLostError,
+    SandboxStartError,
+    SandboxStateError,
+)
+from ms_enclave.loop import add_closer, iterate_on_loop, on_loop, remove_closer
+from ms_enclave.model import (
+    CommandResult,
+    IsolationReport,
+    SandboxConfig,
+    SandboxInfo,
+    SandboxStatus,
+    ToolResult,
+)
+from ms_enclave.utils.archive import extract_tar, tar_directory
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ms_enclave.channel.guest import GuestConnection
+    from ms_enclave.channel.process import Process
+    from ms_enclave.context import SandboxContext
+    from ms_enclave.model import Limits
+    from ms_enclave.model.limits import ResolvedLimits
+    from ms_enclave.tools.base import Tool
+
+__all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Sandbox"]
+
+logger = logging.getLogger(__name__)
+
+PROCESS_WIDE = "process-wide"
+"""The owner of sandboxes that no manager made."""
+
+CLOSE_BOUND = 10.0
+"""Seconds that the undoing of a failed start, or a stop, may take."""
+
+CALLS_BOUND = 2.0
+"""Seconds that calls have to end by themselves when the sandbox is stopped under them."""
+
+SPOOL_SIZE = 8 << 20
+"""Bytes of a folder on its way out that are held in memory before a file is used."""
+
+BASE_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+
+_NEXT: Mapping[SandboxStatus, frozenset[SandboxStatus]] = {
+    SandboxStatus.CREATED: frozenset({SandboxStatus.STARTING, SandboxStatus.STOPPING}),
+    SandboxStatus.STARTING: frozenset(
+        {SandboxStatus.RUNNING, SandboxStatus.ERROR, SandboxStatus.STOPPING}
+    ),
+    SandboxStatus.RUNNING: frozenset({SandboxStatus.STOPPING, SandboxStatus.ERROR}),
+    SandboxStatus.STOPPING: frozenset({SandboxStatus.STOPPED, SandboxStatus.ERROR}),
+    SandboxStatus.ERROR: frozenset({SandboxStatus.STOPPING}),
+    SandboxStatus.STOPPED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How one program is run, checked and merged with the sandbox's own settings."""
+
+    stdin: bytes | None
+    cwd: str
+    env: dict[str, str]
+    user: str | int | None
+    limits: ResolvedLimits
+
+
+class Sandbox(ABC):
+    """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
+
+    A handle. It may be used from any thread and any event loop, also from another one than it
+    was started in: everything happens on one private loop. It owns what its backend's `_open`
+    acquired, from a successful start until `stop`.
+
+    Cancelling a call ends what the call was doing, never the sandbox; cancelling a start undoes
+    it; a stop cannot be cancelled, takes 10 s at most and may be called twice, at the same time
+    too. A stop ends the calls that are still running, which raise `SandboxStateError`.
+    """
+
+    sandbox_type: ClassVar[str]
+    """The name under which the backend is registered."""
+
+    config_class: ClassVar[type[SandboxConfig]] = SandboxConfig
+    """What its configs are validated with."""
+
+    offers: ClassVar[frozenset[str]] = frozenset()
+    """Capabilities that a box of this type has where the machine allows: for error messages."""
+
+    def __init__(
+        self,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+        sandbox_id: str | None = None,
+    ) -> None:
+        self.id = (
+            inputs.new_sandbox_id()
+            if sandbox_id is None
+            else inputs.validate_sandbox_id(sandbox_id)
+        )
+        self.config: SandboxConfig = inputs.coerce_config(self.config_class, config)
+        self.metadata: dict[str, Any] = {}
+        self.created_at = datetime.now(timezone.utc)
+        self.updated_at = self.created_at
+        self.files = Files(self._use_guest, self._stream)
+        self._status = SandboxStatus.CREATED
+        self._capabilities: frozenset[str] = frozenset()
+        self._isolation: IsolationReport | None = None
+        self._environment: Mapping[str, str] = BASE_ENVIRONMENT
+        self._shell: str | None = None
+        self._owner = PROCESS_WIDE
+        self._toolbox = Toolbox()
+        self._resources = AsyncExitStack()
+        self._guest: GuestConnection | None = None
+        self._lost_reason: str | None = None
+        self._lock = anyio.Lock()
+        self._guest_lock = anyio.Lock()
+        self._start_scope: anyio.CancelScope | None = None
+        self._stopping: anyio.Event | None = None
+        self._calls: set[anyio.CancelScope] = set()
+        self._calls_ended: anyio.Event | None = None
+        self._last_used = time.monotonic()
+
+    # --- what a backend writes ---
+
+    @abstractmethod
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """Make the box; push the undoing of every acquisition on `stack` as it happens.
+
+        Sets `_capabilities` and `_isolation`. Called once, on the private loop. A failure or a
+        cancellation anywhere in it unwinds the stack.
+
+        Raises:
+            SandboxStartError, IsolationUnavailableError: the box cannot be made.
+        """
+
+    @abstractmethod
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        """Start one process in the box. The caller closes it."""
+
+    @abstractmethod
+    async def _connect_guest(self) -> GuestConnection:
+        """The connected guest of the box. Called once at most; closed before the box is."""
+
+    @classmethod
+    async def release_owner(cls, owner: str) -> None:
+        """Give back what sandboxes of one manager shared. Nothing, unless a backend says so."""
+        del owner
+
+    # --- what it is ---
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The state it is in."""
+        return self._status
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Names of what it can do beyond commands and files; known once it has started."""
+        return self._capabilities
+
+    @property
+    def isolation(self) -> IsolationReport:
+        """Which walls stand around it.
+
+        Raises:
+            SandboxStateError: it has not started, so there are none yet.
+        """
+        if self._isolation is None:
+            raise SandboxStateError(f"Sandbox {self.id} has no isolation before it has started")
+        return self._isolation
+
+    @property
+    def client(self) -> Any:
+        """The engine's client, on backends that have an engine; else None."""
+        return None
+
+    @property
+    def container(self) -> Any:
+        """The engine's container, on backends that have an engine; else None."""
+        return None
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last call ended; 0 while one is running."""
+        return 0.0 if self._calls else time.monotonic() - self._last_used
+
+    def get_info(self) -> SandboxInfo:
+        """A description of it, as of now."""
+        return SandboxInfo(
+            id=self.id,
+            status=self._status,
+            type=self.sandbox_type,
+            config=self.config.model_dump(mode="json"),
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            metadata=dict(self.metadata),
+            available_tools=self.list_tools(),
+        )
+
+    async def get_execution_context(self) -> SandboxContext:
+        """What tools see of it."""
+        return self
+
+    # --- life ---
+
+    @on_loop
+    async def start(self) -> None:
+        """Make the box. A second call finds it running and does nothing.
+
+        The config is copied: changing the caller's object afterwards changes nothing.
+
+        Raises:
+            SandboxStateError: it was stopped before, or while it was starting.
+            SandboxStartError, IsolationUnavailableError, ConfigError: it cannot be made here.
+        """
+        async with self._lock:
+            if self._status is SandboxStatus.RUNNING:
+                return
+            if self._status is not SandboxStatus.CREATED:
+                raise SandboxStateError(
+                    f"Sandbox {self.id} cannot start: it is {self._status.value}"
+                )
+            self._set_status(SandboxStatus.STARTING)
+            try:
+                with anyio.CancelScope() as self._start_scope:
+                    await self._make()
+            except BaseException as error:
+                self._set_status(SandboxStatus.ERROR, _reason(error))
+                raise
+            if self._status is not SandboxStatus.RUNNING:
+                self._set_status(SandboxStatus.ERROR, "stopped while it was starting")
+                raise SandboxStateError(f"Sandbox {self.id} was stopped while it was starting")
+
+    async def _make(self) -> None:
+        stack = AsyncExitStack()
+        try:
+            self.config = self.config.model_copy(deep=True)
+            await self.initialize_tools()
+            await self._open(stack)
+            self._toolbox.check(self)
+        except BaseException as error:
+            await self._undo(stack)
+            if isinstance(error, OSError) and not isinstance(error, EnclaveError):
+                raise SandboxStartError(f"Sandbox {self.id} cannot start: {error}") from error
+            raise
+        # No await from here on: either the stack is unwound above, or stop() owns it.
+        self._resources = stack
+        add_closer(self, self.stop)
+        self._set_status(SandboxStatus.RUNNING)
+
+    async def _undo(self, stack: AsyncExitStack) -> None:
+        with anyio.move_on_after(CLOSE_BOUND, shield=True):
+            try:
+                await stack.aclose()
+            except Exception:  # the failure that led here is the one to report
+                logger.warning("undoing the start of sandbox %s failed", self.id, exc_info=True)
+
+    @on_loop
+    async def stop(self) -> None:
+        """Destroy the box and everything in it. Always finishes, and may be called again.
+
+        Raises:
+            EnclaveError: something of the box could not be removed; its status is ERROR then.
+        """
+        if self._stopping is not None:
+            await self._stopping.wait()
+            return
+        if self._status is SandboxStatus.STOPPED:
+            return
+        self._stopping = anyio.Event()
+        try:
+            with anyio.CancelScope(shield=True):
+                if self._start_scope is not None:
+                    self._start_scope.cancel()
+                async with self._lock:
+                    await self._close()
+        finally:
+            self._stopping.set()
+            self._stopping = None
+
+    async def _close(self) -> None:
+        self._set_status(SandboxStatus.STOPPING)
+        remove_closer(self)
+        for scope in list(self._calls):
+            scope.cancel()
+        if self._calls:
+            self._calls_ended = anyio.Event()
+            with anyio.move_on_after(CALLS_BOUND):
+                await self._calls_ended.wait()
+        resources, self._resources = self._resources, AsyncExitStack()
+        try:
+            with anyio.fail_after(CLOSE_BOUND):
+                await resources.aclose()
+        except TimeoutError:
+            text = f"Sandbox {self.id} could not be destroyed within {CLOSE_BOUND:g} seconds"
+            self._set_status(SandboxStatus.ERROR, text)
+            raise SandboxLostError(text) from None
+        except BaseException as error:
+            self._set_status(SandboxStatus.ERROR, _reason(error))
+            raise
+        self._guest = None
+        self._set_status(SandboxStatus.STOPPED)
+
+    async def cleanup(self) -> None:
+        """Leave nothing behind: the same as `stop`."""
+        await self.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _set_status(self, status: SandboxStatus, error: str | None = None) -> None:
+        """The only place where the status changes."""
+        if status not in _NEXT[self._status]:
+            raise SandboxStateError(
+                f"Sandbox {self.id} cannot go from {self._status.value} to {status.value}"
+            )
+        self._status = status
+        self.updated_at = datetime.now(timezone.utc)
+        if error is not None:
+            self.metadata["error"] = error
+
+    def _lost(self, reason: str) -> None:
+        """The box has gone by itself: running calls end with `SandboxLostError(reason)`.
+
+        Precondition: called on the private loop. What is left of it is removed by `stop`.
+        """
+        if self._status is not SandboxStatus.RUNNING:
+            return
+        self._lost_reason = reason
+        self._set_status(SandboxStatus.ERROR, reason)
+        for scope in list(self._calls):
+            scope.cancel()
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[None]:
+        """A call on the running box: ended by a stop or a loss, which it reports."""
+        self._require_running()
+        scope = anyio.CancelScope()
+        self._calls.add(scope)
+        try:
+            with scope:
+                yield
+        except SandboxLostError as error:
+            self._lost(str(error))
+            raise
+        finally:
+            self._calls.discard(scope)
+            self._last_used = time.monotonic()
+            if not self._calls and self._calls_ended is not None:
+                self._calls_ended.set()
+        if scope.cancelled_caught:
+            self._require_running()
+
+    def _require_running(self) -> None:
+        if self._status is SandboxStatus.RUNNING:
+            return
+        if self._lost_reason is not None:
+            raise SandboxLostError(self._lost_reason)
+        raise SandboxStateError(f"Sandbox {self.id} is not running: it is {self._status.value}")
+
+    def _require(self, capability: str) -> None:
+        """Refuse what the box cannot do.
+
+        Raises:
+            CapabilityError: it lacks the capability; names the types of box that have it.
+        """
+        if capability not in self._capabilities:
+            from ms_enclave.boxes.factory import (
+                types_offering,
+            )  # it knows all boxes, boxes no other
+
+            raise CapabilityError(capability, available_in=types_offering(capability))
+
+    @asynccontextmanager
+    async def _use_guest(self) -> AsyncIterator[GuestConnection]:
+        async with self._using():
+            yield await self._get_guest()
+
+    async def _get_guest(self) -> GuestConnection:
+        async with self._guest_lock:
+            if self._guest is None:
+                self._guest = await self._connect_guest()
+                self._resources.push_async_callback(self._guest.aclose)
+            return self._guest
+
+    @iterate_on_loop
+    async def _stream(
+        self, open_stream: Callable[[GuestConnection], AsyncIterator[bytes]]
+    ) -> AsyncGenerator[bytes, None]:
+        """Chunks from the guest. Each is a call of its own: whoever reads may take a day."""
+        async with self._use_guest() as guest:
+            chunks = open_stream(guest)
+        try:
+            while True:
+                async with self._using():
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
+
+    # --- running programs ---
+
+    @on_loop
+    async def execute_command(
+        self,
+        command: str | Sequence[str],
+        timeout: float | None = None,
+        *,
+        stdin: bytes | str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        stream: bool | None = None,
+    ) -> CommandResult:
+        """Run a program to its end: a string is a shell line, a list is an argv.
+
+        The shell is the sandbox's bash, or its `sh` where there is none; `metadata["shell"]` says
+        which. `stream` is accepted for the sake of existing code: output is always streamed.
+
+        Args:
+            timeout: seconds; the limits' or the config's where None.
+
+        Raises:
+            ConfigError: an argument is none that a program could be given.
+            SandboxStateError: the sandbox is not running.
+            SandboxLostError: the sandbox failed; never the program.
+        """
+        del stream
+        given = inputs.validate_command(command)
+        settings = self._settings(timeout, stdin, cwd, env, user, limits)
+        async with self._using():
+            metadata: dict[str, Any] = {}
+            shell = ""
+            if isinstance(given, str):
+                shell = await self._find_shell()
+                metadata["shell"] = posixpath.basename(shell)
+            argv = inputs.command_argv(given, shell)
+            return await self._execute(settings, given, metadata, argv=argv)
+
+    @on_loop
+    async def run_code(
+        self,
+        code: str,
+        *,
+        args: Sequence[str] = (),
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+    ) -> CommandResult:
+        """Run Python source as the `__main__` of a fresh interpreter; `args` are its `sys.argv`.
+
+        Raises:
+            CapabilityError: the sandbox has no Python.
+            Otherwise as `execute_command`.
+        """
+        source = inputs.validate_code(code)
+        words = inputs.validate_args(args)
+        settings = self._settings(timeout, stdin, cwd, env, user, limits)
+        async with self._using():
+            self._require("python")
+            return await self._execute(settings, source, {}, code=source, args=words)
+
+    def _settings(
+        self,
+        timeout: float | None,
+        stdin: bytes | str | None,
+        cwd: str | None,
+        env: Mapping[str, str] | None,
+        user: str | int | None,
+        limits: Limits | Mapping[str, Any] | None,
+    ) -> _Settings:
+        seconds = inputs.validate_timeout(timeout)
+        return _Settings(
+            stdin=inputs.normalise_stdin(stdin),
+            cwd=inputs.resolve_cwd(cwd, self.config.working_dir),
+            env=inputs.merge_environment(self._environment, self.config.env_vars, env),
+            user=inputs.validate_user(user),
+            limits=self.config.resolve_limits(inputs.coerce_limits(limits), seconds),
+        )
+
+    async def _execute(
+        self,
+        settings: _Settings,
+        given: str | list[str],
+        metadata: dict[str, Any],
+        *,
+        argv: tuple[str, ...] | None = None,
+        code: str | None = None,
+        args: tuple[str, ...] = (),
+    ) -> CommandResult:
+        request = SpawnRequest(
+            argv=argv,
+            code=code,
+            args=args,
+            cwd=settings.cwd,
+            env=settings.env,
+            user=settings.user,
+            stdin=settings.stdin is not None,
+            limits=settings.limits,
+        )
+        job = execution.Job(
+            command=given,
+            limits=settings.limits,
+            stdin=settings.stdin,
+            isolation=None if self._isolation is None else self._isolation.tier,
+            metadata=metadata,
+        )
+        return await execution.execute(lambda: self._spawn(request), job)
+
+    async def _find_shell(self) -> str:
+        if self._shell is None:
+            guest = await self._get_guest()
+            self._shell = "/bin/bash" if await guest.exists("/bin/bash") else "/bin/sh"
+        return self._shell
+
+    # --- files in and out ---
+
+    async def put_file(
+        self, path: str, content: bytes | str | AsyncIterable[bytes], encoding: str = "utf-8"
+    ) -> None:
+        """Write one file, and the folders above it.
+
+        Raises:
+            ConfigError: the path is not absolute.
+            Otherwise as `files.write`.
+        """
+        if not validate_path(path).startswith("/"):
+            raise ConfigError(f"file_path must be an absolute path: {path}")
+        await self.files.write(path, content, encoding=encoding)
+
+    async def put_dir(self, source: str | PathLike[str], target: str) -> None:
+        """Copy what is in a folder of the host into a folder of the sandbox, without links.
+
+        Raises:
+            ConfigError: the source is not a folder.
+        """
+        if not await anyio.Path(source).is_dir():
+            raise ConfigError(f"put_dir source is not a directory: {source}")
+        await self.put_archive(target, await anyio.to_thread.run_sync(tar_directory, source))
+
+    async def put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
+        """Unpack an uncompressed tar in the sandbox, below a folder that is made if needed.
+
+        It is unpacked by the guest, as the sandbox's user and within its disk limit; a member
+        that would land outside the folder is refused.
+        """
+        await self._put_archive(target_dir, across_loops(data))
+
+    @on_loop
+    async def _put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
+        async with self._use_guest() as guest:
+            chunks = _once(data) if isinstance(data, bytes) else data
+            await guest.put_archive(validate_path(target_dir), chunks)
+
+    async def get_file(self, path: str) -> bytes:
+        """The content of one file."""
+        return await self.files.read(path)
+
+    def get_archive(self, path: str) -> AsyncGenerator[bytes, None]:
+        """A file or folder as a stream of tar. Made inside: to be unpacked with care."""
+        text = validate_path(path)
+        return self._stream(lambda guest: guest.get_archive(text))
+
+    async def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+        """Copy a folder of the sandbox into a folder of the host, which is made if needed.
+
+        What comes out is hostile: only plain files and folders that stay below the target are
+        taken, links and devices are left out.
+
+        Raises:
+            ConfigError: the archive holds something that cannot be taken safely.
+        """
+        with tempfile.SpooledTemporaryFile(SPOOL_SIZE) as spool:
+            async for chunk in self.get_archive(source):
+                await anyio.to_thread.run_sync(spool.write, chunk)
+            await anyio.to_thread.run_sync(extract_tar, spool, Path(target))
+
+    # --- tools ---
+
+    async def initialize_tools(self) -> None:
+        """Make the tools that the config names. `start` does it; a second time changes nothing.
+
+        Raises:
+            UnknownTypeError, ConfigError: the config names a tool or an option there is not.
+        """
+        # Finding a tool by name may import it, which no event loop should wait for.
+        await anyio.to_thread.run_sync(self._toolbox.load, self.config.tools_config)
+
+    def get_available_tools(self) -> dict[str, dict[str, Any]]:
+        """The OpenAI schema of every tool, by name."""
+        return self._toolbox.schemas()
+
+    def list_tools(self) -> list[str]:
+        """The names of its tools."""
+        return self._toolbox.names()
+
+    def get_tool(self, tool_name: str) -> Tool | None:
+        """The tool of that name, or None."""
+        return self._toolbox.find(tool_name)
+
+    def add_tool(self, tool: Tool) -> None:
+        """Give it a tool, replacing one of the same name."""
+        self._toolbox.add(tool)
+
+    @on_loop
+    async def execute_tool(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> ToolResult:
+        """Run a tool. Wrong parameters are a result (`verdict` "invalid_parameters").
+
+        Args:
+            timeout: seconds, of the request: a `timeout` among the parameters goes before it.
+
+        Raises:
+            ToolNotFoundError: the sandbox has no such tool.
+            SandboxStateError, SandboxLostError: as `execute_command`.
+        """
+        tool = self._toolbox.get(tool_name)
+        async with self._using():
+            return await tool.call(self, parameters, timeout=timeout)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,44 @@
+# ruff: noqa: E402 - what is to be rewritten must be named before it is imported
+"""The contract suites: every promise of a sandbox, a tool and a manager, once, for any of them.
+
+They are plain pytest classes; pytest and nothing else of the development tools is needed. Somebody
+who writes a backend subclasses a suite in a test file and says how to make one:
+
+    class TestMyBox(SandboxContract, SandboxLifeContract):
+        sandbox_type = "my_box"
+
+A suite asks a sandbox only for what it says it can do (`capabilities`) and for what the subclass
+says its machine can hold (`isolated`, `bounded`).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# Else a failing assert of a suite would not say what the values were.
+pytest.register_assert_rewrite("ms_enclave.testing")
+
+from ms_enclave.testing._bounds import SandboxBoundsContract
+from ms_enclave.testing._code import CodeContract
+from ms_enclave.testing._commands import CommandContract
+from ms_enclave.testing._files import FilesContract
+from ms_enclave.testing._life import SandboxLifeContract
+from ms_enclave.testing._manager import SandboxManagerContract
+from ms_enclave.testing._suite import SandboxSuite
+from ms_enclave.testing._tool import ToolContract
+
+__all__ = [
+    "CodeContract",
+    "CommandContract",
+    "FilesContract",
+    "SandboxBoundsContract",
+    "SandboxContract",
+    "SandboxLifeContract",
+    "SandboxManagerContract",
+    "SandboxSuite",
+    "ToolContract",
+]
+
+
+class SandboxContract(CommandContract, CodeContract, FilesContract, SandboxBoundsContract):
+    """Everything that is promised about a running sandbox, whoever made the handle."""

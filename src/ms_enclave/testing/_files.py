@@ -1,0 +1,419 @@
+"""Files in and out, on paths that mean what they mean inside and nothing on the host."""
+
+# ruff: noqa: S101, ASYNC240 - these are tests
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import tarfile
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ms_enclave.errors import ConfigError
+from ms_enclave.testing._suite import SandboxSuite
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ms_enclave.boxes import Sandbox
+
+__all__ = ["FilesContract"]
+
+MIB = 1 << 20
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """An uncompressed tar with exactly these members, harmless or not."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for info, data in members:
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    """A tar member that is a link."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+class FilesContract(SandboxSuite):
+    """`files`, `put_*` and `get_*`, over any handle."""
+
+    # --- one file ---
+
+    @pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 5000])
+    async def test_what_was_written_is_read(self, box: Sandbox, data: bytes) -> None:
+        assert await box.files.write("one", data) == len(data)
+        assert await box.files.read("one") == data
+        assert (await box.files.stat("one")).size == len(data)
+
+    async def test_text_is_utf8_unless_told_otherwise(self, box: Sandbox) -> None:
+        await box.files.write("text", "é€\r\n")
+        assert await box.files.read("text") == "é€\r\n".encode()
+        assert await box.files.read_text("text") == "é€\r\n"
+        await box.files.write("latin", "é", encoding="latin-1")
+        assert await box.files.read_text("latin", "latin-1") == "é"
+
+    async def test_bytes_that_are_no_text_do_not_stop_a_reader(self, box: Sandbox) -> None:
+        await box.files.write("binary", b"a\xffb")
+        assert await box.files.read_text("binary") == "a\ufffdb"
+
+    async def test_programs_and_files_see_the_same(self, box: Sandbox) -> None:
+        await box.files.write("shared", "from outside")
+        assert (await box.execute_command(["cat", "shared"])).stdout == "from outside"
+        await box.execute_command("printf 'from inside' > shared")
+        assert await box.files.read("shared") == b"from inside"
+
+    async def test_a_relative_path_starts_at_the_working_folder(self, box: Sandbox) -> None:
+        await box.files.write("here", "x")
+        assert await box.files.read(f"{box.config.working_dir}/here") == b"x"
+
+    async def test_the_folders_above_are_made(self, box: Sandbox) -> None:
+        await box.files.write("deep/er/est", "x")
+        assert await box.files.read("deep/er/est") == b"x"
+        with pytest.raises(FileNotFoundError):
+            await box.files.write("no/folder/here", "x", parents=False)
+
+    async def test_a_file_is_replaced_extended_or_refused(self, box: Sandbox) -> None:
+        await box.files.write("same", "a longer text")
+        await box.files.write("same", "short")
+        await box.files.write("same", "er", append=True)
+        assert await box.files.read("same") == b"shorter"
+        with pytest.raises(FileExistsError):
+            await box.files.write("same", "x", exclusive=True)
+        assert await box.files.read("same") == b"shorter"
+
+    async def test_a_mode_can_be_given(self, box: Sandbox) -> None:
+        await box.files.write("tool", "#!/bin/sh\necho ran\n", mode=0o755)
+        assert (await box.files.stat("tool")).mode & 0o777 == 0o755
+        assert (await box.execute_command(["./tool"])).stdout == "ran\n"
+
+    async def test_a_part_can_be_read(self, box: Sandbox) -> None:
+        await box.files.write("digits", "0123456789")
+        assert await box.files.read("digits", offset=3, limit=4) == b"3456"
+        assert await box.files.read("digits", offset=8) == b"89"
+        assert await box.files.read("digits", offset=50) == b""
+
+    async def test_large_files_go_in_and_out_as_streams(self, box: Sandbox) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for number in range(80):
+                await asyncio.sleep(0)
+                yield bytes([number]) * (MIB // 8)
+
+        assert await box.files.write("large", pieces()) == 10 * MIB
+        size, first = 0, []
+        async for chunk in box.files.read_stream("large"):
+            first.append(chunk[0])
+            size += len(chunk)
+        assert size == 10 * MIB
+        assert first == sorted(first)
+
+    async def test_a_stream_can_be_left_half_read(self, box: Sandbox) -> None:
+        await box.files.write("half", b"x" * 5 * MIB)
+        stream = box.files.read_stream("half")
+        assert await anext(stream)
+        await stream.aclose()
+        assert await box.files.read("half", limit=3) == b"xxx"
+
+    async def test_a_source_that_fails_fails_the_write(self, box: Sandbox) -> None:
+        async def broken() -> AsyncIterator[bytes]:
+            yield b"start"
+            raise LookupError("source")
+
+        with pytest.raises(LookupError, match="source"):
+            await box.files.write("broken", broken())
+        assert await box.files.write("broken", "whole") == 5
+        assert await box.files.read("broken") == b"whole"
+
+    @pytest.mark.parametrize(
+        "name", ["a b", "é€", "-rf", "a\nb", "*", "$HOME", "'\"", "a\\b", "..."]
+    )
+    async def test_names_are_only_names(self, fresh: Sandbox, name: str) -> None:
+        await fresh.files.write(f"names/{name}", name)
+        [entry] = await fresh.files.list("names")
+        assert entry.name == name
+        assert await fresh.files.read_text(entry.path) == name
+        await fresh.files.remove(entry.path)
+        assert await fresh.files.list("names") == []
+
+    # --- folders ---
+
+    async def test_a_folder_is_listed_as_deep_as_asked(self, fresh: Sandbox) -> None:
+        await fresh.files.write("tree/a", "1")
+        await fresh.files.write("tree/b/c", "22")
+        await fresh.files.write("tree/b/d/e", "333")
+        top = {entry.name: entry for entry in await fresh.files.list("tree")}
+        assert set(top) == {"a", "b"}
+        assert (top["a"].type, top["a"].size, top["b"].type) == ("file", 1, "directory")
+        names = [entry.name for entry in await fresh.files.list("tree", depth=3)]
+        assert sorted(names) == ["a", "b", "c", "d", "e"]
+
+    async def test_ten_thousand_entries_are_listed(self, fresh: Sandbox) -> None:
+        await fresh.execute_command(
+            "mkdir many && cd many && i=0; while [ $i -lt 10000 ]; do : > $i; i=$((i+1)); done",
+            timeout=100,
+        )
+        assert len(await fresh.files.list("many")) == 10_000
+        assert len(await fresh.files.list("many", limit=7)) == 7
+        await fresh.files.remove("many", recursive=True)
+        assert not await fresh.files.exists("many")
+
+    async def test_folders_are_made_moved_and_removed(self, fresh: Sandbox) -> None:
+        await fresh.files.mkdir("one/two")
+        await fresh.files.mkdir("one/two")
+        with pytest.raises(FileExistsError):
+            await fresh.files.mkdir("one/two", parents=False)
+        await fresh.files.write("one/two/file", "x")
+        await fresh.files.move("one/two", "three")
+        assert await fresh.files.read("three/file") == b"x"
+        with pytest.raises(OSError, match=r"(?i)not empty|directory"):
+            await fresh.files.remove("three")
+        await fresh.files.remove("three", recursive=True)
+        assert not await fresh.files.exists("three")
+        await fresh.files.remove("one")
+
+    async def test_lines_are_found_and_texts_replaced(self, fresh: Sandbox) -> None:
+        await fresh.files.write("src/a.py", "import os\nname = 'x'\nprint(name)\n")
+        await fresh.files.write("src/b/c.py", "name = 2\n")
+        await fresh.files.write("src/binary", b"\xff\0name")
+        found = await fresh.files.search(r"^name = ", "src")
+        assert sorted((m.path.rpartition("/")[2], m.line) for m in found) == [
+            ("a.py", 2),
+            ("c.py", 1),
+        ]
+        assert found[0].text.startswith("name = ")
+        assert len(await fresh.files.search("name", "src", limit=1)) == 1
+        assert await fresh.files.replace("src/a.py", "name", "title") == 2
+        assert await fresh.files.read_text("src/a.py") == "import os\ntitle = 'x'\nprint(title)\n"
+        assert await fresh.files.replace("src/a.py", "title", "t", count=1) == 1
+        assert await fresh.files.replace("src/a.py", "not there", "x") == 0
+
+    # --- what goes wrong ---
+
+    async def test_a_missing_file_is_file_not_found(self, box: Sandbox) -> None:
+        assert not await box.files.exists("missing")
+        for call in (
+            box.files.read("missing"),
+            box.files.stat("missing"),
+            box.files.list("missing"),
+            box.files.remove("missing"),
+            box.files.move("missing", "x"),
+            box.files.replace("missing", "a", "b"),
+            box.get_file("missing"),
+        ):
+            with pytest.raises(FileNotFoundError):
+                await call
+
+    async def test_a_folder_is_no_file_and_a_file_no_folder(self, box: Sandbox) -> None:
+        await box.files.mkdir("folder")
+        await box.files.write("file", "x")
+        with pytest.raises(IsADirectoryError):
+            await box.files.read("folder")
+        with pytest.raises(IsADirectoryError):
+            await box.files.write("folder", "x")
+        with pytest.raises(NotADirectoryError):
+            await box.files.list("file")
+        with pytest.raises((NotADirectoryError, FileExistsError)):
+            await box.files.write("file/below", "x")
+
+    @pytest.mark.parametrize("path", ["", "a\0b", "a" * 256, "x/" * 2100, 5, None])
+    async def test_a_path_that_is_none_is_the_callers_mistake(
+        self, box: Sandbox, path: Any
+    ) -> None:
+        for call in (box.files.read, box.files.stat, box.files.exists, box.files.remove):
+            with pytest.raises(ConfigError):
+                await call(path)
+        with pytest.raises(ConfigError):
+            await box.files.write(path, "x")
+
+    async def test_arguments_that_are_none_are_the_callers_mistake(self, box: Sandbox) -> None:
+        await box.files.write("there", "x")
+        for call in (
+            lambda: box.files.read("there", offset=-1),
+            lambda: box.files.list(".", depth=0),
+            lambda: box.files.search("(", "."),
+            lambda: box.files.replace("there", "", "x"),
+            lambda: box.files.write("there", 5),  # pyright: ignore[reportArgumentType]
+            lambda: box.put_file("relative", "x"),
+        ):
+            with pytest.raises(ConfigError):
+                await call()
+
+    # --- links ---
+
+    async def test_links_are_seen_and_removed_as_links(self, fresh: Sandbox) -> None:
+        await fresh.files.write("target", "kept")
+        await fresh.execute_command("ln -s target link; ln -s nowhere dangling; ln -s . loop")
+        assert (await fresh.files.stat("link", follow=False)).type == "symlink"
+        assert (await fresh.files.stat("link")).type == "file"
+        assert await fresh.files.read("link") == b"kept"
+        await fresh.files.remove("link")
+        assert await fresh.files.read("target") == b"kept"
+        assert len(await fresh.files.list(".", depth=50)) < 100
+
+    async def test_removing_a_folder_does_not_follow_links_out_of_it(self, fresh: Sandbox) -> None:
+        await fresh.files.write("outside/kept", "x")
+        await fresh.execute_command("mkdir gone && ln -s ../outside gone/out")
+        await fresh.files.remove("gone", recursive=True)
+        assert await fresh.files.read("outside/kept") == b"x"
+
+    async def test_nothing_of_the_host_is_reached_by_a_path_or_a_planted_link(
+        self, fresh: Sandbox, tmp_path: Path
+    ) -> None:
+        if not self.isolated:
+            pytest.skip("this sandbox shares the host's files")
+        canary = tmp_path / "canary"
+        canary.write_text("host")
+        await fresh.execute_command(
+            [
+                "sh",
+                "-c",
+                'ln -s "$1" link; ln -s / root; ln -s "$2" folder',
+                "-",
+                str(canary),
+                str(tmp_path),
+            ]
+        )
+        up = "../" * 40
+        for path in (str(canary), "link", f"root{canary}", "folder/canary", f"{up}{canary}"):
+            with pytest.raises(OSError):  # noqa: PT011 - which one is the box's affair
+                await fresh.files.read(path)
+            with pytest.raises(OSError):  # noqa: PT011
+                await fresh.files.write(path, "taken", parents=False)
+        assert canary.read_text() == "host"
+        assert list(tmp_path.iterdir()) == [canary]
+
+    async def test_proc_and_fds_lead_nowhere(self, box: Sandbox, tmp_path: Path) -> None:
+        if not self.isolated:
+            pytest.skip("this sandbox shares the host's files")
+        canary = tmp_path / "canary"
+        canary.write_text("host")
+        for path in (f"/proc/1/root{canary}", f"/proc/self/root{canary}", f"/proc/1/cwd{canary}"):
+            with pytest.raises(OSError):  # noqa: PT011
+                await box.files.read(path)
+
+    # --- archives ---
+
+    async def test_files_and_folders_go_in_and_out_whole(
+        self, fresh: Sandbox, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "source"
+        (source / "sub" / "empty").mkdir(parents=True)
+        (source / "sub" / "é b").write_bytes(bytes(range(256)))
+        (source / "top").write_text("x")
+        (source / "link").symlink_to("/etc/passwd")
+        await fresh.put_dir(source, "copied")
+        assert await fresh.files.read("copied/sub/é b") == bytes(range(256))
+        assert not await fresh.files.exists("copied/link")
+        target = tmp_path / "target"
+        await fresh.get_dir("copied", target)
+        found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+        assert found == {"sub/é b", "top"}
+        assert (target / "sub" / "é b").read_bytes() == bytes(range(256))
+
+    async def test_put_dir_wants_a_folder(self, box: Sandbox, tmp_path: Path) -> None:
+        plain = tmp_path / "plain"
+        plain.write_text("x")
+        for source in (plain, tmp_path / "missing"):
+            with pytest.raises(ConfigError, match="put_dir source is not a directory"):
+                await box.put_dir(source, "x")
+
+    async def test_put_file_takes_text_and_bytes(self, box: Sandbox) -> None:
+        path = f"{box.config.working_dir}/put"
+        await box.put_file(path, "é", "latin-1")
+        assert await box.get_file(path) == b"\xe9"
+        await box.put_file(path, b"\xff\0")
+        assert await box.get_file(path) == b"\xff\0"
+
+    async def test_an_archive_is_unpacked_inside(self, fresh: Sandbox) -> None:
+        script = tarfile.TarInfo("bin/run")
+        script.mode = 0o755
+        data = tar_of((script, b"#!/bin/sh\necho ran\n"), (tarfile.TarInfo("data"), b"d" * MIB))
+        await fresh.put_archive("into/here", data)
+        assert (await fresh.execute_command(["into/here/bin/run"])).stdout == "ran\n"
+        assert (await fresh.files.stat("into/here/data")).size == MIB
+
+        async def stream() -> AsyncIterator[bytes]:
+            for start in range(0, len(data), 1000):
+                yield data[start : start + 1000]
+
+        await fresh.put_archive("streamed", stream())
+        assert (await fresh.files.stat("streamed/data")).size == MIB
+
+    @pytest.mark.parametrize(
+        "members",
+        [
+            [(tarfile.TarInfo("../outside"), b"x")],
+            [(tarfile.TarInfo("a/../../outside"), b"x")],
+            [link("out", ".."), (tarfile.TarInfo("out/outside"), b"x")],
+            [link("out", "../outside"), (tarfile.TarInfo("out"), b"x")],
+            [link("hard", "../victim", tarfile.LNKTYPE), (tarfile.TarInfo("hard"), b"x")],
+        ],
+        ids=["dots", "inner-dots", "link-folder", "link-file", "hard-link"],
+    )
+    async def test_no_member_lands_outside_of_its_folder(
+        self, fresh: Sandbox, members: list[tuple[tarfile.TarInfo, bytes]]
+    ) -> None:
+        await fresh.files.write("victim", "kept")
+        await fresh.files.mkdir("into")
+        # Refused is right; left out, or kept inside, is right too.
+        with contextlib.suppress(OSError, ValueError):
+            await fresh.put_archive("into", tar_of(*members))
+        assert not await fresh.files.exists("outside")
+        assert await fresh.files.read("victim") == b"kept"
+
+    @pytest.mark.parametrize("data", [b"not a tar" * 100, b"\x1f\x8b" + b"\0" * 600])
+    async def test_what_is_no_tar_is_refused(self, box: Sandbox, data: bytes) -> None:
+        with pytest.raises((ValueError, OSError)):
+            await box.put_archive("garbage", data)
+        assert (await box.execute_command("echo alive")).stdout == "alive\n"
+
+    async def test_what_comes_out_stays_below_its_target(self, fresh: Sandbox) -> None:
+        await fresh.execute_command(
+            "mkdir out && cd out && ln -s /etc/passwd link && ln -s .. up && mkfifo fifo"
+            " && echo x > plain"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "target"
+            await fresh.get_dir("out", target)
+            assert [path.name for path in target.iterdir()] == ["plain"]
+            assert [path.name for path in Path(folder).iterdir()] == ["target"]
+
+    async def test_an_archive_comes_out_as_tar(self, fresh: Sandbox) -> None:
+        await fresh.files.write("packed/a", b"1")
+        data = b"".join([chunk async for chunk in fresh.get_archive("packed")])
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            [member] = [item for item in archive.getmembers() if item.isfile()]
+            assert member.name.rpartition("/")[2] == "a"
+
+    # --- any thread, any loop ---
+
+    def test_a_source_bound_to_the_callers_loop_can_be_written(self) -> None:
+        async def use() -> bytes:
+            queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+
+            async def produce() -> None:
+                for item in (b"a", b"b", None):
+                    await queue.put(item)
+
+            async def source() -> AsyncIterator[bytes]:
+                while (item := await queue.get()) is not None:
+                    yield item
+
+            async with AsyncExitStack() as stack:
+                box = await stack.enter_async_context(self.opened())
+                producer = asyncio.create_task(produce())
+                await box.files.write("joined", source())
+                await producer
+                return await box.files.read("joined")
+
+        assert asyncio.run(use()) == b"ab"
