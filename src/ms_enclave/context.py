@@ -1,0 +1,180 @@
+"""All that a tool may ask of a sandbox.
+
+A tool is written against `SandboxContext` and works in every box, local or remote, ours or a third
+party's. It never learns what the box is made of: where that matters, it asks `capabilities`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+    from os import PathLike
+
+    from ms_enclave.model import (
+        CommandResult,
+        FileInfo,
+        Limits,
+        SandboxConfig,
+        SandboxStatus,
+        SearchMatch,
+    )
+
+__all__ = ["FilesContext", "SandboxContext"]
+
+
+@runtime_checkable
+class FilesContext(Protocol):
+    """The files of one sandbox. A relative path starts at the sandbox's working folder.
+
+    Methods raise the builtin errors that name the trouble (`FileNotFoundError`,
+    `IsADirectoryError`, `NotADirectoryError`, `PermissionError`, `FileExistsError`, `OSError`),
+    `ConfigError` for a path that no sandbox can have, `SandboxLostError` when the box is gone.
+    """
+
+    async def read(self, path: str) -> bytes:
+        """The whole content of a file."""
+        ...
+
+    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        """The whole content of a text file; bytes that do not decode are replaced."""
+        ...
+
+    def read_stream(self, path: str) -> AsyncIterator[bytes]:
+        """The content of a file, piece by piece."""
+        ...
+
+    async def write(self, path: str, data: bytes | str | AsyncIterable[bytes]) -> int:
+        """Create or replace a file, and the folders above it. Gives the bytes written."""
+        ...
+
+    async def list(self, path: str = ".", depth: int = 1) -> list[FileInfo]:
+        """The entries below a folder, `depth` levels deep."""
+        ...
+
+    async def stat(self, path: str) -> FileInfo:
+        """What one path is. A symbolic link is reported as what it points to."""
+        ...
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is anything at a path."""
+        ...
+
+    async def mkdir(self, path: str) -> None:
+        """Make a folder and the folders above it; one that exists is left alone."""
+        ...
+
+    async def move(self, source: str, target: str) -> None:
+        """Rename a file or a folder."""
+        ...
+
+    async def remove(self, path: str, recursive: bool = False) -> None:
+        """Remove a file or a link; a folder only when `recursive`."""
+        ...
+
+    async def search(self, pattern: str, path: str = ".") -> list[SearchMatch]:
+        """The lines of text files at or below a path that a regular expression matches."""
+        ...
+
+    async def replace(self, path: str, old: str, new: str) -> int:
+        """Replace every occurrence of a text in a file. Gives the number of replacements."""
+        ...
+
+
+@runtime_checkable
+class SandboxContext(Protocol):
+    """What a tool sees of the sandbox it runs in."""
+
+    @property
+    def id(self) -> str:
+        """The sandbox's name in its manager."""
+        ...
+
+    @property
+    def config(self) -> SandboxConfig:
+        """What the sandbox was made with. To be read, not changed."""
+        ...
+
+    @property
+    def sandbox_type(self) -> str:
+        """The registered name of the backend: for messages, never for decisions."""
+        ...
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The sandbox's state."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the sandbox can do beyond commands and files, by name (`python`, …)."""
+        ...
+
+    @property
+    def files(self) -> FilesContext:
+        """The sandbox's files."""
+        ...
+
+    async def execute_command(
+        self,
+        command: str | Sequence[str],
+        timeout: float | None = None,
+        *,
+        stdin: bytes | str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | None = None,
+    ) -> CommandResult:
+        """Run a shell line (a string) or a program (a list) and wait for its end.
+
+        Args:
+            timeout: seconds; the sandbox's own where None.
+        """
+        ...
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        args: Sequence[str] = (),
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | None = None,
+    ) -> CommandResult:
+        """Run Python source as a fresh `__main__`. Needs the capability `python`.
+
+        Raises:
+            CapabilityError: the sandbox has no Python.
+        """
+        ...
+
+    async def put_file(
+        self, path: str, content: bytes | str | AsyncIterable[bytes], encoding: str = "utf-8"
+    ) -> None:
+        """Write one file into the sandbox. The path is absolute."""
+        ...
+
+    async def put_dir(self, source: str | PathLike[str], target: str) -> None:
+        """Copy a folder of the host into the sandbox."""
+        ...
+
+    async def put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
+        """Unpack an uncompressed tar below a folder of the sandbox."""
+        ...
+
+    async def get_file(self, path: str) -> bytes:
+        """The content of one file of the sandbox."""
+        ...
+
+    async def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+        """Copy a folder of the sandbox to the host."""
+        ...
+
+    def get_archive(self, path: str) -> AsyncIterator[bytes]:
+        """A folder of the sandbox as a stream of tar."""
+        ...
