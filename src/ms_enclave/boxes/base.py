@@ -190,6 +190,13 @@ class Sandbox(ABC):
         """Give back what sandboxes of one manager shared. Nothing, unless a backend says so."""
         del owner
 
+    async def _reset(self) -> bool:
+        """Become as new for a pool's next borrower: truly, with nothing of the last one left.
+
+        False: the box cannot do that, and is replaced.
+        """
+        return False
+
     # --- what it is ---
 
     @property
