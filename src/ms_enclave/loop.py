@@ -28,6 +28,7 @@ import anyio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+    from types import CoroutineType
 
 __all__ = [
     "add_closer",
@@ -376,7 +377,9 @@ def iterate(
         call(generator.aclose)
 
 
-def on_loop(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def on_loop(
+    method: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, CoroutineType[Any, Any, T]]:
     """Make an async function run on the private loop, whoever awaits it."""
 
     @functools.wraps(method)
