@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from ms_enclave.channel.process import Process
     from ms_enclave.context import SandboxContext
     from ms_enclave.model import Limits
+    from ms_enclave.model.diagnosis import Diagnosis
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.tools.base import Tool
 
@@ -189,6 +190,13 @@ class Sandbox(ABC):
     async def release_owner(cls, owner: str) -> None:
         """Give back what sandboxes of one manager shared. Nothing, unless a backend says so."""
         del owner
+
+    @classmethod
+    async def diagnose(cls) -> Diagnosis:
+        """Whether this type works on this machine, and what to do where it does not."""
+        from ms_enclave.boxes._diagnose import diagnose_by_starting  # only `doctor` wants it
+
+        return await diagnose_by_starting(cls)
 
     async def _reset(self) -> bool:
         """Become as new for a pool's next borrower: truly, with nothing of the last one left.

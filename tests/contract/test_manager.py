@@ -1,0 +1,38 @@
+"""Every manager keeps every promise of a manager, with every backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ms_enclave.testing import SandboxManagerContract
+from tests.contract.boxes import Process, Subprocess, needs_process
+
+if TYPE_CHECKING:
+    from ms_enclave.manager import SandboxManager
+
+
+class Local(SandboxManagerContract):
+    manager_type: ClassVar[str] = "local"
+
+
+class TestLocalOverSubprocess(Subprocess, Local):
+    async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
+        # `auto` never chooses what has no walls, so the sandbox is named.
+        return await run_in_subprocess(manager, code, **options)
+
+
+@needs_process
+class TestLocalOverProcess(Process, Local):
+    pass
+
+
+async def run_in_subprocess(
+    manager: SandboxManager, code: str, *, config: dict[str, Any], **options: Any
+) -> Any:
+    from ms_enclave.manager._languages import run_in
+
+    options.setdefault("stdin", None)
+    options.setdefault("timeout", 30)
+    options["files"] = options.get("files") or {}
+    async with manager.sandbox("subprocess", config) as sandbox:
+        return await run_in(sandbox, code, language="python", **options)

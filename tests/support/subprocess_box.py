@@ -1,0 +1,110 @@
+"""A sandbox without any walls: the guest as a plain child process. For tests only.
+
+Everything above the box is the real thing: the guest, its protocol, the channel, the base class.
+What it runs can do to this machine whatever the tests can.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import anyio
+import anyio.to_thread
+
+import ms_enclave
+from ms_enclave.boxes import Sandbox, SandboxFactory
+from ms_enclave.errors import SandboxStartError
+from ms_enclave.model import IsolationReport, ProcessSandboxConfig
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from ms_enclave.channel.guest import GuestConnection
+    from ms_enclave.channel.process import Process, SpawnRequest
+    from ms_enclave.model import SandboxConfig
+
+__all__ = ["SubprocessSandbox", "install"]
+
+_SOURCES = str(Path(ms_enclave.__file__).parent.parent)
+
+_GUEST = f"""
+import sys
+sys.path.insert(0, {_SOURCES!r})
+from ms_enclave.guest.server import serve
+serve(int(sys.argv[1]))
+"""
+
+
+class SubprocessSandbox(Sandbox):
+    """One guest process and one temporary folder, which is the working folder."""
+
+    sandbox_type = "subprocess"
+    config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
+    offers = frozenset({"python"})
+
+    program: ClassVar[str] = _GUEST
+    """What runs inside; tests put something hostile here."""
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        folder = await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="box-"))
+        stack.push_async_callback(anyio.to_thread.run_sync, shutil.rmtree, folder, True)
+        self.config.working_dir = os.path.realpath(folder)
+        self._socket, theirs = socket.socketpair()
+        stack.callback(self._socket.close)
+        with theirs:
+            argv = [sys.executable, "-I", "-S", "-c", self.program, str(theirs.fileno())]
+            child = await anyio.to_thread.run_sync(lambda: self._start(argv, theirs, folder))
+        stack.push_async_callback(anyio.to_thread.run_sync, self._end, child)
+        self._capabilities = frozenset({"python"})
+        self._isolation = IsolationReport(tier="none", guards={}, kernel=os.uname().release)
+
+    @staticmethod
+    def _start(argv: list[str], theirs: socket.socket, folder: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv,
+            pass_fds=[theirs.fileno()],
+            cwd=folder,
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def _end(child: subprocess.Popen[bytes]) -> None:
+        # Its socket is closed before this, so it ends by itself, and takes its children along.
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        guest = await self._get_guest()
+        return await guest.spawn(request)
+
+    async def _connect_guest(self) -> GuestConnection:
+        from ms_enclave.channel.guest import GuestConnection
+
+        connection = GuestConnection(await stream_over(self._socket))
+        await connection.connect()
+        return connection
+
+
+async def stream_over(connected: socket.socket) -> anyio.abc.SocketStream:
+    """An anyio stream over a connected socket, which it takes over."""
+    try:
+        return await anyio.abc.UNIXSocketStream.from_socket(connected)
+    except OSError as error:
+        raise SandboxStartError(f"no channel to the guest: {error}") from error
+
+
+def install() -> None:
+    """Make the type known as "subprocess", in this process only."""
+    SandboxFactory.register_sandbox("subprocess", SubprocessSandbox)
