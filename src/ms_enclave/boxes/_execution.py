@@ -14,10 +14,11 @@ import signal as signals
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anyio
 
+from ms_enclave.boxes._relay import Relay, Sink, read_chunks
 from ms_enclave.errors import SandboxLostError
 from ms_enclave.model import CommandResult, ExecutionStatus, Usage, Verdict
 
@@ -81,12 +82,12 @@ class Capture:
         """Whether the program wrote more than the limit."""
         return self._dropped > 0
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream."""
-        room = self._limit - len(self._kept)
-        if room > 0:
-            self._kept += data[:room]
-        self._dropped += max(0, len(data) - room)
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of the stream; gives those of them that are kept."""
+        kept = data[: max(0, self._limit - len(self._kept))]
+        self._kept += kept
+        self._dropped += len(data) - len(kept)
+        return kept
 
     def text(self) -> tuple[str, int]:
         """The text kept (UTF-8, invalid bytes replaced) and the bytes lost.
@@ -197,7 +198,8 @@ class Job:
 
     command: str | list[str]
     limits: ResolvedLimits
-    stdin: bytes | None = None
+    stdin: bytes | BinaryIO | None = None
+    on_output: Sink | None = None
     isolation: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -213,6 +215,8 @@ class _Observation:
     timed_out: bool = False
     output_killed: bool = False
     lost: SandboxLostError | None = None
+    failed: Exception | None = None
+    """What the caller's own input or `on_output` raised."""
     open_pumps: int = 2
     drained: anyio.Event = field(default_factory=anyio.Event)
 
@@ -249,18 +253,55 @@ async def execute(spawn: Callable[[], Awaitable[Process]], job: Job) -> CommandR
 
 
 async def _observe(process: Process, job: Job, seen: _Observation) -> None:
+    relay = None if job.on_output is None else Relay(job.on_output)
     async with anyio.create_task_group() as group:
-        group.start_soon(_feed, process.stdin, job.stdin or b"")
-        group.start_soon(_pump, process, process.stdout, seen.stdout, seen, job.limits)
-        group.start_soon(_pump, process, process.stderr, seen.stderr, seen, job.limits)
+        if relay is not None:
+            group.start_soon(_guard, relay.run, seen, group.cancel_scope)
+        await _attend(process, job, seen, relay)
+        if relay is not None:
+            relay.end()
+    # Kept out of the groups, which would wrap them.
+    error = seen.lost or seen.failed
+    if error is not None:
+        raise error
+
+
+async def _guard(
+    work: Callable[[], Awaitable[None]], seen: _Observation, scope: anyio.CancelScope
+) -> None:
+    """Do what runs code of the caller's; where that raises, it ends the call."""
+    try:
+        await work()
+    except Exception as error:  # noqa: BLE001 - not ours to judge: the call raises it
+        seen.failed = error
+        scope.cancel()
+
+
+async def _attend(process: Process, job: Job, seen: _Observation, relay: Relay | None) -> None:
+    async with anyio.create_task_group() as group:
+
+        async def feed() -> None:
+            await _feed(process.stdin, job.stdin or b"")
+
+        group.start_soon(_guard, feed, seen, group.cancel_scope)
+        for name, stream, capture in (
+            ("stdout", process.stdout, seen.stdout),
+            ("stderr", process.stderr, seen.stderr),
+        ):
+            take = _taker(name, capture, relay)
+            group.start_soon(_pump, process, stream, take, capture, seen, job.limits)
         try:
             await _wait(process, job.limits.timeout, seen)
             await _settle(seen)
-        except SandboxLostError as error:  # kept out of the group, which would wrap it
+        except SandboxLostError as error:
             seen.lost = error
         group.cancel_scope.cancel()
-    if seen.lost is not None:
-        raise seen.lost
+
+
+def _taker(name: str, capture: Capture, relay: Relay | None) -> Callable[[bytes], object]:
+    if relay is None:
+        return capture.feed
+    return lambda data: relay.put(name, capture.feed(data))
 
 
 async def _wait(process: Process, timeout: float, seen: _Observation) -> None:
@@ -309,13 +350,14 @@ async def _settle(seen: _Observation) -> None:
 async def _pump(
     process: Process,
     stream: ByteReceiveStream,
+    take: Callable[[bytes], object],
     capture: Capture,
     seen: _Observation,
     limits: ResolvedLimits,
 ) -> None:
     try:
         while True:
-            capture.feed(await stream.receive(STDIN_CHUNK))
+            take(await stream.receive(STDIN_CHUNK))
             if capture.exceeded and limits.output_action == "kill" and not seen.output_killed:
                 seen.output_killed = True
                 await _kill(process)
@@ -328,12 +370,12 @@ async def _pump(
         seen.drained.set()
 
 
-async def _feed(stream: ByteSendStream | None, data: bytes) -> None:
+async def _feed(stream: ByteSendStream | None, source: bytes | BinaryIO) -> None:
     if stream is None:
         return
     try:
-        for start in range(0, len(data), STDIN_CHUNK):
-            await stream.send(data[start : start + STDIN_CHUNK])
+        async for chunk in read_chunks(source, STDIN_CHUNK):
+            await stream.send(chunk)
         await stream.aclose()
     except (anyio.BrokenResourceError, anyio.ClosedResourceError, SandboxLostError):
         # A program need not read its input; a lost box is reported by whoever waits for it.

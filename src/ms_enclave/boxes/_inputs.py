@@ -6,12 +6,13 @@ reaches a box.
 
 from __future__ import annotations
 
+import io
 import math
 import posixpath
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -228,11 +229,11 @@ def merge_environment(*layers: Mapping[str, str] | None) -> dict[str, str]:
     return merged
 
 
-def normalise_stdin(stdin: object) -> bytes | None:
+def normalise_stdin(stdin: object) -> bytes | BinaryIO | None:
     """What the program reads; text is sent as UTF-8, None means an empty standard input.
 
     Raises:
-        ConfigError: it is neither text nor bytes.
+        ConfigError: it is neither text nor bytes nor a binary file.
     """
     if stdin is None:
         return None
@@ -240,7 +241,10 @@ def normalise_stdin(stdin: object) -> bytes | None:
         return _encodable("stdin", stdin)
     if isinstance(stdin, (bytes, bytearray, memoryview)):
         return bytes(stdin)
-    raise ConfigError(f"stdin must be text or bytes, not {type(stdin).__name__}")
+    if hasattr(stdin, "read") and not isinstance(stdin, io.TextIOBase):
+        return cast("BinaryIO", stdin)
+    kind = type(stdin).__name__
+    raise ConfigError(f"stdin must be text, bytes or a binary file, not {kind}")
 
 
 def _require_mapping(value: object) -> None:
