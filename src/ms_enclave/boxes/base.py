@@ -7,11 +7,9 @@ sandbox is kept here, once.
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import tempfile
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -20,9 +18,8 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,34 +28,31 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._life import Life
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
 from ms_enclave.channel.process import SpawnRequest
 from ms_enclave.errors import (
     CapabilityError,
     ConfigError,
-    EnclaveError,
     SandboxLostError,
-    SandboxStartError,
     SandboxStateError,
 )
-from ms_enclave.loop import add_closer, iterate_on_loop, on_loop, remove_closer
+from ms_enclave.loop import iterate_on_loop, on_loop
 from ms_enclave.model import (
     CommandResult,
     IsolationReport,
     SandboxConfig,
     SandboxInfo,
-    SandboxStatus,
     ToolResult,
 )
 from ms_enclave.utils.archive import extract_tar, tar_directory
 
 if TYPE_CHECKING:
     from os import PathLike
-    from types import TracebackType
+    from typing import BinaryIO
 
-    from typing_extensions import Self
-
+    from ms_enclave.boxes._relay import Sink
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import Process
     from ms_enclave.context import SandboxContext
@@ -69,16 +63,11 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Sandbox"]
 
-logger = logging.getLogger(__name__)
-
 PROCESS_WIDE = "process-wide"
 """The owner of sandboxes that no manager made."""
 
-CLOSE_BOUND = 10.0
-"""Seconds that the undoing of a failed start, or a stop, may take."""
-
-CALLS_BOUND = 2.0
-"""Seconds that calls have to end by themselves when the sandbox is stopped under them."""
+CONNECT_BOUND = 10.0
+"""Seconds that a guest may take to answer for the first time."""
 
 SPOOL_SIZE = 8 << 20
 """Bytes of a folder on its way out that are held in memory before a file is used."""
@@ -88,30 +77,20 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
     "LANG": "C.UTF-8",
 }
 
-_NEXT: Mapping[SandboxStatus, frozenset[SandboxStatus]] = {
-    SandboxStatus.CREATED: frozenset({SandboxStatus.STARTING, SandboxStatus.STOPPING}),
-    SandboxStatus.STARTING: frozenset(
-        {SandboxStatus.RUNNING, SandboxStatus.ERROR, SandboxStatus.STOPPING}
-    ),
-    SandboxStatus.RUNNING: frozenset({SandboxStatus.STOPPING, SandboxStatus.ERROR}),
-    SandboxStatus.STOPPING: frozenset({SandboxStatus.STOPPED, SandboxStatus.ERROR}),
-    SandboxStatus.ERROR: frozenset({SandboxStatus.STOPPING}),
-    SandboxStatus.STOPPED: frozenset(),
-}
-
 
 @dataclass(frozen=True)
 class _Settings:
     """How one program is run, checked and merged with the sandbox's own settings."""
 
-    stdin: bytes | None
+    stdin: bytes | BinaryIO | None
     cwd: str
     env: dict[str, str]
     user: str | int | None
     limits: ResolvedLimits
+    on_output: Sink | None
 
 
-class Sandbox(ABC):
+class Sandbox(Life):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it
@@ -137,46 +116,23 @@ class Sandbox(ABC):
         config: SandboxConfig | Mapping[str, Any] | None = None,
         sandbox_id: str | None = None,
     ) -> None:
-        self.id = (
+        super().__init__(
             inputs.new_sandbox_id()
             if sandbox_id is None
             else inputs.validate_sandbox_id(sandbox_id)
         )
         self.config: SandboxConfig = inputs.coerce_config(self.config_class, config)
-        self.metadata: dict[str, Any] = {}
-        self.created_at = datetime.now(timezone.utc)
-        self.updated_at = self.created_at
         self.files = Files(self._use_guest, self._stream)
-        self._status = SandboxStatus.CREATED
         self._capabilities: frozenset[str] = frozenset()
         self._isolation: IsolationReport | None = None
         self._environment: Mapping[str, str] = BASE_ENVIRONMENT
         self._shell: str | None = None
         self._owner = PROCESS_WIDE
         self._toolbox = Toolbox()
-        self._resources = AsyncExitStack()
         self._guest: GuestConnection | None = None
-        self._lost_reason: str | None = None
-        self._lock = anyio.Lock()
         self._guest_lock = anyio.Lock()
-        self._start_scope: anyio.CancelScope | None = None
-        self._stopping: anyio.Event | None = None
-        self._calls: set[anyio.CancelScope] = set()
-        self._calls_ended: anyio.Event | None = None
-        self._last_used = time.monotonic()
 
     # --- what a backend writes ---
-
-    @abstractmethod
-    async def _open(self, stack: AsyncExitStack) -> None:
-        """Make the box; push the undoing of every acquisition on `stack` as it happens.
-
-        Sets `_capabilities` and `_isolation`. Called once, on the private loop. A failure or a
-        cancellation anywhere in it unwinds the stack.
-
-        Raises:
-            SandboxStartError, IsolationUnavailableError: the box cannot be made.
-        """
 
     @abstractmethod
     async def _spawn(self, request: SpawnRequest) -> Process:
@@ -208,11 +164,6 @@ class Sandbox(ABC):
     # --- what it is ---
 
     @property
-    def status(self) -> SandboxStatus:
-        """The state it is in."""
-        return self._status
-
-    @property
     def capabilities(self) -> frozenset[str]:
         """Names of what it can do beyond commands and files; known once it has started."""
         return self._capabilities
@@ -238,11 +189,6 @@ class Sandbox(ABC):
         """The engine's container, on backends that have an engine; else None."""
         return None
 
-    @property
-    def idle_seconds(self) -> float:
-        """Seconds since the last call ended; 0 while one is running."""
-        return 0.0 if self._calls else time.monotonic() - self._last_used
-
     def get_info(self) -> SandboxInfo:
         """A description of it, as of now."""
         return SandboxInfo(
@@ -260,171 +206,12 @@ class Sandbox(ABC):
         """What tools see of it."""
         return self
 
-    # --- life ---
+    async def _prepare(self) -> None:
+        self.config = self.config.model_copy(deep=True)
+        await self.initialize_tools()
 
-    @on_loop
-    async def start(self) -> None:
-        """Make the box. A second call finds it running and does nothing.
-
-        The config is copied: changing the caller's object afterwards changes nothing.
-
-        Raises:
-            SandboxStateError: it was stopped before, or while it was starting.
-            SandboxStartError, IsolationUnavailableError, ConfigError: it cannot be made here.
-        """
-        async with self._lock:
-            if self._status is SandboxStatus.RUNNING:
-                return
-            if self._status is not SandboxStatus.CREATED:
-                raise SandboxStateError(
-                    f"Sandbox {self.id} cannot start: it is {self._status.value}"
-                )
-            self._set_status(SandboxStatus.STARTING)
-            try:
-                with anyio.CancelScope() as self._start_scope:
-                    await self._make()
-            except BaseException as error:
-                self._set_status(SandboxStatus.ERROR, _reason(error))
-                raise
-            if self._status is not SandboxStatus.RUNNING:
-                self._set_status(SandboxStatus.ERROR, "stopped while it was starting")
-                raise SandboxStateError(f"Sandbox {self.id} was stopped while it was starting")
-
-    async def _make(self) -> None:
-        stack = AsyncExitStack()
-        try:
-            self.config = self.config.model_copy(deep=True)
-            await self.initialize_tools()
-            await self._open(stack)
-            self._toolbox.check(self)
-        except BaseException as error:
-            await self._undo(stack)
-            if isinstance(error, OSError) and not isinstance(error, EnclaveError):
-                raise SandboxStartError(f"Sandbox {self.id} cannot start: {error}") from error
-            raise
-        # No await from here on: either the stack is unwound above, or stop() owns it.
-        self._resources = stack
-        add_closer(self, self.stop)
-        self._set_status(SandboxStatus.RUNNING)
-
-    async def _undo(self, stack: AsyncExitStack) -> None:
-        with anyio.move_on_after(CLOSE_BOUND, shield=True):
-            try:
-                await stack.aclose()
-            except Exception:  # the failure that led here is the one to report
-                logger.warning("undoing the start of sandbox %s failed", self.id, exc_info=True)
-
-    @on_loop
-    async def stop(self) -> None:
-        """Destroy the box and everything in it. Always finishes, and may be called again.
-
-        Raises:
-            EnclaveError: something of the box could not be removed; its status is ERROR then.
-        """
-        if self._stopping is not None:
-            await self._stopping.wait()
-            return
-        if self._status is SandboxStatus.STOPPED:
-            return
-        self._stopping = anyio.Event()
-        try:
-            with anyio.CancelScope(shield=True):
-                if self._start_scope is not None:
-                    self._start_scope.cancel()
-                async with self._lock:
-                    await self._close()
-        finally:
-            self._stopping.set()
-            self._stopping = None
-
-    async def _close(self) -> None:
-        self._set_status(SandboxStatus.STOPPING)
-        remove_closer(self)
-        for scope in list(self._calls):
-            scope.cancel()
-        if self._calls:
-            self._calls_ended = anyio.Event()
-            with anyio.move_on_after(CALLS_BOUND):
-                await self._calls_ended.wait()
-        resources, self._resources = self._resources, AsyncExitStack()
-        try:
-            with anyio.fail_after(CLOSE_BOUND):
-                await resources.aclose()
-        except TimeoutError:
-            text = f"Sandbox {self.id} could not be destroyed within {CLOSE_BOUND:g} seconds"
-            self._set_status(SandboxStatus.ERROR, text)
-            raise SandboxLostError(text) from None
-        except BaseException as error:
-            self._set_status(SandboxStatus.ERROR, _reason(error))
-            raise
-        self._guest = None
-        self._set_status(SandboxStatus.STOPPED)
-
-    async def cleanup(self) -> None:
-        """Leave nothing behind: the same as `stop`."""
-        await self.stop()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-    def _set_status(self, status: SandboxStatus, error: str | None = None) -> None:
-        """The only place where the status changes."""
-        if status not in _NEXT[self._status]:
-            raise SandboxStateError(
-                f"Sandbox {self.id} cannot go from {self._status.value} to {status.value}"
-            )
-        self._status = status
-        self.updated_at = datetime.now(timezone.utc)
-        if error is not None:
-            self.metadata["error"] = error
-
-    def _lost(self, reason: str) -> None:
-        """The box has gone by itself: running calls end with `SandboxLostError(reason)`.
-
-        Precondition: called on the private loop. What is left of it is removed by `stop`.
-        """
-        if self._status is not SandboxStatus.RUNNING:
-            return
-        self._lost_reason = reason
-        self._set_status(SandboxStatus.ERROR, reason)
-        for scope in list(self._calls):
-            scope.cancel()
-
-    @asynccontextmanager
-    async def _using(self) -> AsyncIterator[None]:
-        """A call on the running box: ended by a stop or a loss, which it reports."""
-        self._require_running()
-        scope = anyio.CancelScope()
-        self._calls.add(scope)
-        try:
-            with scope:
-                yield
-        except SandboxLostError as error:
-            self._lost(str(error))
-            raise
-        finally:
-            self._calls.discard(scope)
-            self._last_used = time.monotonic()
-            if not self._calls and self._calls_ended is not None:
-                self._calls_ended.set()
-        if scope.cancelled_caught:
-            self._require_running()
-
-    def _require_running(self) -> None:
-        if self._status is SandboxStatus.RUNNING:
-            return
-        if self._lost_reason is not None:
-            raise SandboxLostError(self._lost_reason)
-        raise SandboxStateError(f"Sandbox {self.id} is not running: it is {self._status.value}")
+    def _check(self) -> None:
+        self._toolbox.check(self)
 
     def _require(self, capability: str) -> None:
         """Refuse what the box cannot do.
@@ -447,8 +234,14 @@ class Sandbox(ABC):
     async def _get_guest(self) -> GuestConnection:
         async with self._guest_lock:
             if self._guest is None:
-                self._guest = await self._connect_guest()
-                self._resources.push_async_callback(self._guest.aclose)
+                # Shielded: a greeting that one impatient caller cut short could not be repeated.
+                with anyio.move_on_after(CONNECT_BOUND, shield=True):
+                    guest = await self._connect_guest()
+                    if self._own(guest.aclose):
+                        self._guest = guest
+            if self._guest is None:
+                self._require_running()
+                raise SandboxLostError(f"The guest of sandbox {self.id} does not answer")
             return self._guest
 
     @iterate_on_loop
@@ -477,11 +270,12 @@ class Sandbox(ABC):
         command: str | Sequence[str],
         timeout: float | None = None,
         *,
-        stdin: bytes | str | None = None,
+        stdin: bytes | str | BinaryIO | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         user: str | int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
+        on_output: Sink | None = None,
         stream: bool | None = None,
     ) -> CommandResult:
         """Run a program to its end: a string is a shell line, a list is an argv.
@@ -491,6 +285,9 @@ class Sandbox(ABC):
 
         Args:
             timeout: seconds; the limits' or the config's where None.
+            stdin: what it reads; a binary file is read as the program goes on.
+            on_output: called with ("stdout" or "stderr", bytes) as output comes, up to the output
+                limit; in a worker thread, so it may block. What it raises ends the command.
 
         Raises:
             ConfigError: an argument is none that a program could be given.
@@ -499,7 +296,7 @@ class Sandbox(ABC):
         """
         del stream
         given = inputs.validate_command(command)
-        settings = self._settings(timeout, stdin, cwd, env, user, limits)
+        settings = self._settings(timeout, stdin, cwd, env, user, limits, on_output)
         async with self._using():
             metadata: dict[str, Any] = {}
             shell = ""
@@ -515,14 +312,17 @@ class Sandbox(ABC):
         code: str,
         *,
         args: Sequence[str] = (),
-        stdin: bytes | str | None = None,
+        stdin: bytes | str | BinaryIO | None = None,
         timeout: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         user: str | int | None = None,
         limits: Limits | Mapping[str, Any] | None = None,
+        on_output: Sink | None = None,
     ) -> CommandResult:
         """Run Python source as the `__main__` of a fresh interpreter; `args` are its `sys.argv`.
+
+        The other arguments are those of `execute_command`.
 
         Raises:
             CapabilityError: the sandbox has no Python.
@@ -530,7 +330,7 @@ class Sandbox(ABC):
         """
         source = inputs.validate_code(code)
         words = inputs.validate_args(args)
-        settings = self._settings(timeout, stdin, cwd, env, user, limits)
+        settings = self._settings(timeout, stdin, cwd, env, user, limits, on_output)
         async with self._using():
             self._require("python")
             return await self._execute(settings, source, {}, code=source, args=words)
@@ -538,11 +338,12 @@ class Sandbox(ABC):
     def _settings(
         self,
         timeout: float | None,
-        stdin: bytes | str | None,
+        stdin: bytes | str | BinaryIO | None,
         cwd: str | None,
         env: Mapping[str, str] | None,
         user: str | int | None,
         limits: Limits | Mapping[str, Any] | None,
+        on_output: Sink | None,
     ) -> _Settings:
         seconds = inputs.validate_timeout(timeout)
         return _Settings(
@@ -551,6 +352,7 @@ class Sandbox(ABC):
             env=inputs.merge_environment(self._environment, self.config.env_vars, env),
             user=inputs.validate_user(user),
             limits=self.config.resolve_limits(inputs.coerce_limits(limits), seconds),
+            on_output=on_output,
         )
 
     async def _execute(
@@ -577,6 +379,7 @@ class Sandbox(ABC):
             command=given,
             limits=settings.limits,
             stdin=settings.stdin,
+            on_output=settings.on_output,
             isolation=None if self._isolation is None else self._isolation.tier,
             metadata=metadata,
         )
@@ -701,7 +504,3 @@ class Sandbox(ABC):
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -1,0 +1,276 @@
+"""The life of a sandbox: its states, its start and stop, and the calls that live within."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ms_enclave.errors import EnclaveError, SandboxLostError, SandboxStartError, SandboxStateError
+from ms_enclave.loop import add_closer, on_loop, remove_closer
+from ms_enclave.model import SandboxStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["Life"]
+
+logger = logging.getLogger(__name__)
+
+CLOSE_BOUND = 10.0
+"""Seconds that the undoing of a failed start, or a stop, may take."""
+
+CALLS_BOUND = 2.0
+"""Seconds that calls have to end by themselves when the sandbox is stopped under them."""
+
+_NEXT: Mapping[SandboxStatus, frozenset[SandboxStatus]] = {
+    SandboxStatus.CREATED: frozenset({SandboxStatus.STARTING, SandboxStatus.STOPPING}),
+    SandboxStatus.STARTING: frozenset(
+        {SandboxStatus.RUNNING, SandboxStatus.ERROR, SandboxStatus.STOPPING}
+    ),
+    SandboxStatus.RUNNING: frozenset({SandboxStatus.STOPPING, SandboxStatus.ERROR}),
+    SandboxStatus.STOPPING: frozenset({SandboxStatus.STOPPED, SandboxStatus.ERROR}),
+    SandboxStatus.ERROR: frozenset({SandboxStatus.STOPPING}),
+    SandboxStatus.STOPPED: frozenset(),
+}
+
+
+class Life(ABC):
+    """`CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
+
+    It owns what `_open` acquired, from a successful start until `stop`. Its state changes on the
+    private loop only and may be read from anywhere.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.metadata: dict[str, Any] = {}
+        self.created_at = datetime.now(timezone.utc)
+        self.updated_at = self.created_at
+        self._status = SandboxStatus.CREATED
+        self._resources = AsyncExitStack()
+        self._lost_reason: str | None = None
+        self._lock = anyio.Lock()
+        self._start_scope: anyio.CancelScope | None = None
+        self._stopping: anyio.Event | None = None
+        self._calls: set[anyio.CancelScope] = set()
+        self._calls_ended: anyio.Event | None = None
+        self._last_used = time.monotonic()
+
+    @abstractmethod
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """Make the box; push the undoing of every acquisition on `stack` as it happens.
+
+        Sets `_capabilities` and `_isolation`. Called once, on the private loop. A failure or a
+        cancellation anywhere in it unwinds the stack.
+
+        Raises:
+            SandboxStartError, IsolationUnavailableError: the box cannot be made.
+        """
+
+    @abstractmethod
+    async def _prepare(self) -> None:
+        """What a start does before there is a box: whatever fails here costs nothing."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """What a start does last: refuse a box that cannot do what was asked for."""
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The state it is in."""
+        return self._status
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last call ended; 0 while one is running."""
+        return 0.0 if self._calls else time.monotonic() - self._last_used
+
+    @on_loop
+    async def start(self) -> None:
+        """Make the box. A second call finds it running and does nothing.
+
+        The config is copied: changing the caller's object afterwards changes nothing.
+
+        Raises:
+            SandboxStateError: it was stopped before, or while it was starting.
+            SandboxStartError, IsolationUnavailableError, ConfigError: it cannot be made here.
+        """
+        async with self._lock:
+            if self._status is SandboxStatus.RUNNING:
+                return
+            if self._status is not SandboxStatus.CREATED:
+                raise SandboxStateError(
+                    f"Sandbox {self.id} cannot start: it is {self._status.value}"
+                )
+            self._set_status(SandboxStatus.STARTING)
+            try:
+                with anyio.CancelScope() as self._start_scope:
+                    await self._make()
+            except BaseException as error:
+                self._set_status(SandboxStatus.ERROR, _reason(error))
+                raise
+            if self._status is not SandboxStatus.RUNNING:
+                self._set_status(SandboxStatus.ERROR, "stopped while it was starting")
+                raise SandboxStateError(f"Sandbox {self.id} was stopped while it was starting")
+
+    async def _make(self) -> None:
+        try:
+            await self._prepare()
+            await self._open(self._resources)
+            self._check()
+        except OSError as error:
+            await self._undo()
+            if isinstance(error, EnclaveError):
+                raise
+            text = f"Sandbox {self.id} cannot start: {_reason(error)}"
+            raise SandboxStartError(text) from error
+        except BaseException:
+            await self._undo()
+            raise
+        if self._lost_reason is not None:
+            await self._undo()
+            raise SandboxStartError(self._lost_reason)
+        # No await from here on: either all is undone above, or stop() owns it.
+        add_closer(self, self.stop)
+        self._set_status(SandboxStatus.RUNNING)
+
+    async def _undo(self) -> None:
+        stack, self._resources = self._resources, AsyncExitStack()
+        with anyio.move_on_after(CLOSE_BOUND, shield=True):
+            try:
+                await stack.aclose()
+            except Exception:  # the failure that led here is the one to report
+                logger.warning("undoing the start of sandbox %s failed", self.id, exc_info=True)
+
+    @on_loop
+    async def stop(self) -> None:
+        """Destroy the box and everything in it. Always finishes, and may be called again.
+
+        Raises:
+            EnclaveError: something of the box could not be removed; its status is ERROR then.
+        """
+        if self._stopping is not None:
+            await self._stopping.wait()
+            return
+        if self._status is SandboxStatus.STOPPED:
+            return
+        self._stopping = anyio.Event()
+        try:
+            with anyio.CancelScope(shield=True):
+                if self._start_scope is not None:
+                    self._start_scope.cancel()
+                async with self._lock:
+                    await self._close()
+        finally:
+            self._stopping.set()
+            self._stopping = None
+
+    async def _close(self) -> None:
+        self._set_status(SandboxStatus.STOPPING)
+        remove_closer(self)
+        for scope in list(self._calls):
+            scope.cancel()
+        if self._calls:
+            self._calls_ended = anyio.Event()
+            with anyio.move_on_after(CALLS_BOUND):
+                await self._calls_ended.wait()
+        resources, self._resources = self._resources, AsyncExitStack()
+        try:
+            with anyio.fail_after(CLOSE_BOUND):
+                await resources.aclose()
+        except TimeoutError:
+            text = f"Sandbox {self.id} could not be destroyed within {CLOSE_BOUND:g} seconds"
+            self._set_status(SandboxStatus.ERROR, text)
+            raise SandboxLostError(text) from None
+        except BaseException as error:
+            self._set_status(SandboxStatus.ERROR, _reason(error))
+            raise
+        self._set_status(SandboxStatus.STOPPED)
+
+    async def cleanup(self) -> None:
+        """Leave nothing behind: the same as `stop`."""
+        await self.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _set_status(self, status: SandboxStatus, error: str | None = None) -> None:
+        """The only place where the status changes."""
+        if status not in _NEXT[self._status]:
+            raise SandboxStateError(
+                f"Sandbox {self.id} cannot go from {self._status.value} to {status.value}"
+            )
+        self._status = status
+        self.updated_at = datetime.now(timezone.utc)
+        if error is not None:
+            self.metadata["error"] = error
+
+    def _lost(self, reason: str) -> None:
+        """The box has gone by itself: running calls end with `SandboxLostError(reason)`.
+
+        Precondition: called on the private loop. What is left of it is removed by `stop`.
+        """
+        if self._status is SandboxStatus.STARTING:
+            self._lost_reason = reason
+        if self._status is not SandboxStatus.RUNNING:
+            return
+        self._lost_reason = reason
+        self._set_status(SandboxStatus.ERROR, reason)
+        for scope in list(self._calls):
+            scope.cancel()
+
+    def _own(self, undo: Callable[[], Awaitable[object]]) -> bool:
+        """Have something undone with the box, before what it was made from; False: too late."""
+        if self._status not in (SandboxStatus.STARTING, SandboxStatus.RUNNING):
+            return False
+        self._resources.push_async_callback(undo)
+        return True
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[None]:
+        """A call on the running box: ended by a stop or a loss, which it reports."""
+        self._require_running()
+        scope = anyio.CancelScope()
+        self._calls.add(scope)
+        try:
+            with scope:
+                yield
+        except SandboxLostError as error:
+            self._lost(str(error))
+            raise
+        finally:
+            self._calls.discard(scope)
+            self._last_used = time.monotonic()
+            if not self._calls and self._calls_ended is not None:
+                self._calls_ended.set()
+        if scope.cancelled_caught:
+            self._require_running()
+
+    def _require_running(self) -> None:
+        if self._status is SandboxStatus.RUNNING:
+            return
+        if self._lost_reason is not None:
+            raise SandboxLostError(self._lost_reason)
+        raise SandboxStateError(f"Sandbox {self.id} is not running: it is {self._status.value}")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
