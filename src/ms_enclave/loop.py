@@ -27,12 +27,21 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterator,
+    )
+    from contextlib import AbstractAsyncContextManager
     from types import CoroutineType
 
 __all__ = [
     "add_closer",
     "call",
+    "enter",
     "iterate",
     "iterate_on_loop",
     "on_loop",
@@ -375,6 +384,23 @@ def iterate(
             yield item
     finally:
         call(generator.aclose)
+
+
+@contextlib.contextmanager
+def enter(manager: AbstractAsyncContextManager[T]) -> Generator[T, None, None]:
+    """An async context manager for ordinary code, entered and left on the private loop.
+
+    Entering and leaving are tasks of their own: it must not hold a cancel scope or a task group
+    across its block.
+    """
+    value = call(manager.__aenter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not call(manager.__aexit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        call(manager.__aexit__, None, None, None)
 
 
 def on_loop(
