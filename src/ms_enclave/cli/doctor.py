@@ -1,0 +1,80 @@
+"""`ms-enclave doctor`: which sandboxes work here, how strong they are and what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from ms_enclave.model.diagnosis import Diagnosis
+
+__all__ = ["doctor"]
+
+_EXIT_NOTHING_WORKS = 1
+
+
+def doctor(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TYPE]...", help="Look at these types only.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Say which sandbox types work here, which guards are active and what to do about the rest.
+
+    Every type is tried for real. The exit code is 0 where at least one of them works.
+    """
+    from ms_enclave import loop
+
+    found = loop.call(_diagnose, names or [])
+    if json:
+        from json import dumps
+
+        typer.echo(dumps([each.model_dump(mode="json") for each in found], indent=2))
+    else:
+        from rich.console import Console
+
+        _show(Console(), found)
+    raise typer.Exit(0 if any(each.works for each in found) else _EXIT_NOTHING_WORKS)
+
+
+async def _diagnose(names: Sequence[str]) -> list[Diagnosis]:
+    from ms_enclave.boxes.factory import SandboxFactory
+
+    classes = [SandboxFactory.get_class(name) for name in names or _known_types()]
+    return [await sandbox_class.diagnose() for sandbox_class in classes]
+
+
+def _known_types() -> list[str]:
+    from ms_enclave.boxes.factory import SandboxFactory
+
+    return sorted(SandboxFactory.get_available_types())
+
+
+def _show(console: Console, found: Sequence[Diagnosis]) -> None:
+    for each in found:
+        tier = f", tier [bold]{each.tier}[/]" if each.tier else ""
+        state = f"[green]works[/]{tier}" if each.works else "[red]does not work here[/]"
+        console.print(f"[bold]{each.sandbox_type}[/]: {state}")
+        for name, guard in sorted(each.guards.items()):
+            colour = {"on": "green", "off": "red"}.get(guard, "dim")
+            console.print(f"  [{colour}]{guard:>3}[/]  {name}")
+        for problem in each.problems:
+            mark = "[red]x[/]" if problem.blocks else "[yellow]![/]"
+            console.print(f"  {mark} {_plain(problem.what)}", highlight=False)
+            console.print(
+                f"    [bold]do:[/] {_plain(problem.remedy)}", highlight=False, soft_wrap=True
+            )
+    if not any(each.works for each in found):
+        console.print("No sandbox type works here yet.")
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

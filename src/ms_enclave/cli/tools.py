@@ -1,0 +1,45 @@
+"""`ms-enclave tools`: what a model may call, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["tools"]
+
+
+def tools(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Print the schema of this tool as JSON.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the schemas of all tools as one JSON list.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Print schemas for OpenAI's strict mode.")
+    ] = False,
+) -> None:
+    """List the tools that a sandbox can have; with a name, print how a model calls that tool."""
+    from json import dumps
+
+    from ms_enclave.tools import ToolFactory
+
+    names = [name] if name else sorted(ToolFactory.get_available_tools())
+    found = [ToolFactory.create_tool(each) for each in names]
+    if name or json:
+        schemas = [tool.strict_schema if strict else tool.schema for tool in found]
+        typer.echo(dumps(schemas[0] if name else schemas, indent=2, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Tool", "What it does", "Sandbox types", box=SIMPLE)
+    for tool in found:
+        types = ", ".join(map(str, tool.required_sandbox_types)) or "any"
+        table.add_row(tool.name, tool.description, types)
+    Console().print(table)

@@ -1,0 +1,34 @@
+"""What `doctor` says about one type of sandbox on one machine."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Diagnosis", "Problem"]
+
+
+class Problem(BaseModel):
+    """Something that this machine lacks, and what exactly would give it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    """What is missing and what for."""
+    remedy: str
+    """A command to run or a setting to change: complete, to be copied."""
+    blocks: bool = True
+    """Whether nothing works without it; otherwise a guard is missing or weaker."""
+
+
+class Diagnosis(BaseModel):
+    """Whether a type of sandbox works here, how strong it is and what would make it better."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sandbox_type: str
+    works: bool
+    tier: str | None = None
+    """The isolation tier of a sandbox made just now; None where none could be made."""
+    guards: dict[str, str] = Field(default_factory=dict[str, str])
+    """Guards by name: `on`, `off` or `n/a`."""
+    problems: list[Problem] = Field(default_factory=list[Problem])
