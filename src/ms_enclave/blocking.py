@@ -1,0 +1,943 @@
+"""The same manager, sandboxes and files for ordinary code, without `async` and `await`.
+
+Every call runs on the one private event-loop thread and blocks until it has ended; Ctrl-C cancels
+what it was doing and waits for the clean-up. Async iterators are iterators here, and async context
+managers context managers. `run` is the whole of it in one line.
+
+Written by scripts/generate_blocking.py from the async source: change that, not this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio.to_thread
+
+from ms_enclave.boxes import base as _base
+from ms_enclave.boxes import factory as _factory
+from ms_enclave.boxes import files as _files
+from ms_enclave.errors import ConfigError
+from ms_enclave.loop import call, enter, iterate
+from ms_enclave.manager import base as _manager
+from ms_enclave.manager import local_manager as _local_manager
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from os import PathLike
+    from types import TracebackType
+    from typing import BinaryIO
+
+    from typing_extensions import Self
+
+    from ms_enclave.boxes._relay import Sink
+    from ms_enclave.manager._policy import Clock
+    from ms_enclave.model import (
+        CommandResult,
+        FileInfo,
+        IsolationReport,
+        Limits,
+        SandboxConfig,
+        SandboxInfo,
+        SandboxManagerConfig,
+        SandboxStatus,
+        SearchMatch,
+        ToolResult,
+    )
+    from ms_enclave.tools.base import Tool
+
+__all__ = [
+    "Files",
+    "LocalSandboxManager",
+    "Sandbox",
+    "SandboxFactory",
+    "SandboxManager",
+    "SandboxManagerFactory",
+    "run",
+]
+
+_END: Any = object()
+
+
+def _feed(data: Any) -> Any:
+    """An iterable of pieces as the async one that our loop reads; each step runs in a thread."""
+    if isinstance(data, (bytes, bytearray, memoryview, str)) or not isinstance(data, Iterable):
+        return data
+    return _pieces(cast("Iterable[bytes]", data))
+
+
+async def _pieces(data: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    steps = iter(data)
+    while (piece := await anyio.to_thread.run_sync(next, steps, _END)) is not _END:
+        yield piece
+
+
+class Files:
+    """Files of a running sandbox. Relative paths start at its working folder.
+
+    It owns nothing: every call borrows the sandbox's guest for as long as it takes, ends with the
+    sandbox and can be cancelled at any time; a cancelled write leaves what was written so far.
+
+    Raises, from every method:
+        FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
+        FileExistsError, OSError: as the same call would inside the sandbox (a full disk is
+        `OSError` with `ENOSPC`).
+        ConfigError: the path is not one.
+        SandboxStateError: the sandbox is not running.
+        SandboxLostError: the sandbox was lost during the call.
+    """
+
+    def __init__(self, target: _files.Files) -> None:
+        self._target = target
+
+    def read(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
+        """The bytes of a file, from `offset` on and at most `limit` of them.
+
+        Without a limit a file above 256 MiB is refused (`OSError` with `EFBIG`), because what is
+        inside decides how long it is: `read_stream` takes any length.
+        """
+        return call(self._target.read, path, offset=offset, limit=limit)
+
+    def read_text(self, path: str, encoding: str = "utf-8", errors: str = "replace") -> str:
+        """The text of a file; bytes that do not decode are replaced unless `errors` says else."""
+        return call(self._target.read_text, path, encoding, errors)
+
+    def read_stream(
+        self, path: str, *, offset: int = 0, limit: int | None = None
+    ) -> Iterator[bytes]:
+        """The bytes of a file in pieces; the file may be of any length."""
+        return iterate(self._target.read_stream, path, offset=offset, limit=limit)
+
+    def write(
+        self,
+        path: str,
+        data: bytes | str | Iterable[bytes],
+        *,
+        encoding: str = "utf-8",
+        mode: int | None = None,
+        append: bool = False,
+        exclusive: bool = False,
+        parents: bool = True,
+    ) -> int:
+        """Write a file, making the folders above it; returns the bytes written.
+
+        `exclusive` raises `FileExistsError` where there is one, `append` adds to it. `data` may
+        be an iterable of any length: it is read on the caller's own loop.
+        """
+        return call(
+            self._target.write,
+            path,
+            _feed(data),
+            encoding=encoding,
+            mode=mode,
+            append=append,
+            exclusive=exclusive,
+            parents=parents,
+        )
+
+    def list(
+        self, path: str = ".", depth: int = 1, *, limit: int = 100000
+    ) -> builtins.list[FileInfo]:
+        """What is in a folder, `depth` levels down, at most `limit` entries, sorted by path."""
+        return call(self._target.list, path, depth, limit=limit)
+
+    def stat(self, path: str, *, follow: bool = True) -> FileInfo:
+        """What a path is: type, size in bytes, mode, time of its last change."""
+        return call(self._target.stat, path, follow=follow)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is anything at a path."""
+        return call(self._target.exists, path)
+
+    def mkdir(self, path: str, *, parents: bool = True) -> None:
+        """Make a folder, by default also those above it; one that is there already is fine then."""
+        call(self._target.mkdir, path, parents=parents)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file or folder, replacing a file at the target."""
+        call(self._target.move, source, target)
+
+    def remove(self, path: str, recursive: bool = False) -> None:
+        """Remove a file, a link (never what it points to) or a folder.
+
+        A folder that is not empty needs `recursive`.
+        """
+        call(self._target.remove, path, recursive)
+
+    def search(
+        self, pattern: str, path: str = ".", *, limit: int = 1000
+    ) -> builtins.list[SearchMatch]:
+        """Lines that match a regular expression, in a file or anywhere below a folder."""
+        return call(self._target.search, pattern, path, limit=limit)
+
+    def replace(self, path: str, old: str, new: str, *, count: int | None = None) -> int:
+        """Replace a string in a text file, everywhere or the first `count` times.
+
+        Returns how many were replaced; 0 leaves the file as it is.
+        """
+        return call(self._target.replace, path, old, new, count=count)
+
+
+class Sandbox:
+    """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
+
+    A handle. It may be used from any thread and any event loop, also from another one than it
+    was started in: everything happens on one private loop. It owns what its backend's `_open`
+    acquired, from a successful start until `stop`.
+
+    Cancelling a call ends what the call was doing, never the sandbox; cancelling a start undoes
+    it; a stop cannot be cancelled, takes 10 s at most and may be called twice, at the same time
+    too. A stop ends the calls that are still running, which raise `SandboxStateError`.
+    """
+
+    def __init__(self, target: _base.Sandbox) -> None:
+        self._target = target
+
+    @property
+    def id(self) -> str:
+        """As the async one has it."""
+        return self._target.id
+
+    @property
+    def sandbox_type(self) -> str:
+        """As the async one has it."""
+        return self._target.sandbox_type
+
+    @property
+    def config(self) -> SandboxConfig:
+        """As the async one has it."""
+        return self._target.config
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """As the async one has it."""
+        return self._target.metadata
+
+    @property
+    def created_at(self) -> datetime:
+        """As the async one has it."""
+        return self._target.created_at
+
+    @property
+    def updated_at(self) -> datetime:
+        """As the async one has it."""
+        return self._target.updated_at
+
+    @property
+    def files(self) -> Files:
+        """As the async one has it."""
+        return Files(self._target.files)
+
+    @property
+    def status(self) -> SandboxStatus:
+        """The state it is in."""
+        return self._target.status
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last call ended; 0 while one is running."""
+        return self._target.idle_seconds
+
+    def start(self) -> None:
+        """Make the box. A second call finds it running and does nothing.
+
+        The config is copied: changing the caller's object afterwards changes nothing.
+
+        Raises:
+            SandboxStateError: it was stopped before, or while it was starting.
+            SandboxStartError, IsolationUnavailableError, ConfigError: it cannot be made here.
+        """
+        call(self._target.start)
+
+    def stop(self) -> None:
+        """Destroy the box and everything in it. Always finishes, and may be called again.
+
+        Raises:
+            EnclaveError: something of the box could not be removed; its status is ERROR then.
+        """
+        call(self._target.stop)
+
+    def cleanup(self) -> None:
+        """Leave nothing behind: the same as `stop`."""
+        call(self._target.cleanup)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Names of what it can do beyond commands and files; known once it has started."""
+        return self._target.capabilities
+
+    @property
+    def isolation(self) -> IsolationReport:
+        """Which walls stand around it.
+
+        Raises:
+            SandboxStateError: it has not started, so there are none yet.
+        """
+        return self._target.isolation
+
+    @property
+    def client(self) -> Any:
+        """The engine's client, on backends that have an engine; else None."""
+        return self._target.client
+
+    @property
+    def container(self) -> Any:
+        """The engine's container, on backends that have an engine; else None."""
+        return self._target.container
+
+    def get_info(self) -> SandboxInfo:
+        """A description of it, as of now."""
+        return self._target.get_info()
+
+    def execute_command(
+        self,
+        command: str | Sequence[str],
+        timeout: float | None = None,
+        *,
+        stdin: bytes | str | BinaryIO | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        on_output: Sink | None = None,
+        stream: bool | None = None,
+    ) -> CommandResult:
+        """Run a program to its end: a string is a shell line, a list is an argv.
+
+        The shell is the sandbox's bash, or its `sh` where there is none; `metadata["shell"]` says
+        which. `stream` is accepted for the sake of existing code: output is always streamed.
+
+        Args:
+            timeout: seconds; the limits' or the config's where None.
+            stdin: what it reads; a binary file is read as the program goes on.
+            on_output: called with ("stdout" or "stderr", bytes) as output comes, up to the output
+                limit; in a worker thread, so it may block. What it raises ends the command.
+
+        Raises:
+            ConfigError: an argument is none that a program could be given.
+            SandboxStateError: the sandbox is not running.
+            SandboxLostError: the sandbox failed; never the program.
+        """
+        return call(
+            self._target.execute_command,
+            command,
+            timeout,
+            stdin=stdin,
+            cwd=cwd,
+            env=env,
+            user=user,
+            limits=limits,
+            on_output=on_output,
+            stream=stream,
+        )
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        args: Sequence[str] = (),
+        stdin: bytes | str | BinaryIO | None = None,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        on_output: Sink | None = None,
+    ) -> CommandResult:
+        """Run Python source as the `__main__` of a fresh interpreter; `args` are its `sys.argv`.
+
+        The other arguments are those of `execute_command`.
+
+        Raises:
+            CapabilityError: the sandbox has no Python.
+            Otherwise as `execute_command`.
+        """
+        return call(
+            self._target.run_code,
+            code,
+            args=args,
+            stdin=stdin,
+            timeout=timeout,
+            cwd=cwd,
+            env=env,
+            user=user,
+            limits=limits,
+            on_output=on_output,
+        )
+
+    def put_file(
+        self, path: str, content: bytes | str | Iterable[bytes], encoding: str = "utf-8"
+    ) -> None:
+        """Write one file, and the folders above it.
+
+        Raises:
+            ConfigError: the path is not absolute.
+            Otherwise as `files.write`.
+        """
+        call(self._target.put_file, path, _feed(content), encoding)
+
+    def put_dir(self, source: str | PathLike[str], target: str) -> None:
+        """Copy what is in a folder of the host into a folder of the sandbox, without links.
+
+        Raises:
+            ConfigError: the source is not a folder.
+        """
+        call(self._target.put_dir, source, target)
+
+    def put_archive(self, target_dir: str, data: bytes | Iterable[bytes]) -> None:
+        """Unpack an uncompressed tar in the sandbox, below a folder that is made if needed.
+
+        It is unpacked by the guest, as the sandbox's user and within its disk limit; a member
+        that would land outside the folder is refused.
+        """
+        call(self._target.put_archive, target_dir, _feed(data))
+
+    def get_file(self, path: str) -> bytes:
+        """The content of one file."""
+        return call(self._target.get_file, path)
+
+    def get_archive(self, path: str) -> Iterator[bytes]:
+        """A file or folder as a stream of tar. Made inside: to be unpacked with care."""
+        return iterate(self._target.get_archive, path)
+
+    def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+        """Copy a folder of the sandbox into a folder of the host, which is made if needed.
+
+        What comes out is hostile: only plain files and folders that stay below the target are
+        taken, links and devices are left out.
+
+        Raises:
+            ConfigError: the archive holds something that cannot be taken safely.
+        """
+        call(self._target.get_dir, source, target)
+
+    def initialize_tools(self) -> None:
+        """Make the tools that the config names. `start` does it; a second time changes nothing.
+
+        Raises:
+            UnknownTypeError, ConfigError: the config names a tool or an option there is not.
+        """
+        call(self._target.initialize_tools)
+
+    def get_available_tools(self) -> dict[str, dict[str, Any]]:
+        """The OpenAI schema of every tool, by name."""
+        return self._target.get_available_tools()
+
+    def list_tools(self) -> list[str]:
+        """The names of its tools."""
+        return self._target.list_tools()
+
+    def get_tool(self, tool_name: str) -> Tool | None:
+        """The tool of that name, or None."""
+        return self._target.get_tool(tool_name)
+
+    def add_tool(self, tool: Tool) -> None:
+        """Give it a tool, replacing one of the same name."""
+        self._target.add_tool(tool)
+
+    def execute_tool(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> ToolResult:
+        """Run a tool. Wrong parameters are a result (`verdict` "invalid_parameters").
+
+        Args:
+            timeout: seconds, of the request: a `timeout` among the parameters goes before it.
+
+        Raises:
+            ToolNotFoundError: the sandbox has no such tool.
+            SandboxStateError, SandboxLostError: as `execute_command`.
+        """
+        return call(self._target.execute_tool, tool_name, parameters, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        call(self._target.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call(self._target.__aexit__, exc_type, exc, traceback)
+
+
+class SandboxFactory:
+    """Makes sandboxes by type: registered here, built in, or from an installed package."""
+
+    @classmethod
+    def create_sandbox(
+        cls,
+        sandbox_type: str,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+        sandbox_id: str | None = None,
+    ) -> Sandbox:
+        """A sandbox, not yet started: `with` starts and stops it.
+
+        Args:
+            config: the backend's config, or what it is made from.
+            sandbox_id: 1 to 64 letters, digits, `_` or `-`; a new one where None.
+
+        Raises:
+            UnknownTypeError: nothing has that name.
+            ConfigError: the config or the id is not valid.
+        """
+        return Sandbox(_factory.SandboxFactory.create_sandbox(sandbox_type, config, sandbox_id))
+
+    @classmethod
+    def get_available_types(cls) -> list[str]:
+        """The types that `create_sandbox` takes, whether or not they work on this machine."""
+        return _factory.SandboxFactory.get_available_types()
+
+
+class SandboxManager:
+    """Makes sandboxes, gives handles to them and ends them; a context manager.
+
+    It may be used from any thread and any event loop, another one for each call if need be. It
+    owns every sandbox that it made, until `delete_sandbox` or its own `stop`. Cancelling a call
+    undoes what the call was making.
+    """
+
+    def __init__(self, target: _manager.SandboxManager) -> None:
+        self._target = target
+
+    @property
+    def config(self) -> SandboxManagerConfig:
+        """As the async one has it."""
+        return self._target.config
+
+    def start(self) -> None:
+        """Make the manager ready. A second call does nothing; after a `stop` it starts anew."""
+        call(self._target.start)
+
+    def stop(self) -> None:
+        """End every sandbox that the manager owns. Always finishes, and may be called again.
+
+        Raises:
+            EnclaveError: something could not be removed; everything else was.
+        """
+        call(self._target.stop)
+
+    def create_sandbox(
+        self,
+        sandbox_type: str = "auto",
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+        sandbox_id: str | None = None,
+    ) -> str:
+        """Make and start a sandbox; gives its id. One that fails leaves nothing behind.
+
+        Args:
+            sandbox_type: a registered name; `auto` is the best type that works here.
+            config: the type's config, or what it is made from; the manager's own where None.
+            sandbox_id: 1 to 64 letters, digits, `_` or `-`; a new one where None.
+
+        Raises:
+            UnknownTypeError: nothing has that name.
+            ConfigError: the config or the id is not valid, or the id is taken.
+            IsolationUnavailableError: this machine cannot isolate; `remedy` says what to do.
+            SandboxStartError: it cannot be made.
+        """
+        return call(self._target.create_sandbox, sandbox_type, config, sandbox_id)
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
+        """The handle of a sandbox; None where the manager has none of that id."""
+        value = call(self._target.get_sandbox, sandbox_id)
+        return None if value is None else Sandbox(value)
+
+    def get_sandbox_info(self, sandbox_id: str) -> SandboxInfo | None:
+        """A description of a sandbox as of now; None where the manager has none of that id."""
+        return call(self._target.get_sandbox_info, sandbox_id)
+
+    def list_sandboxes(self, status_filter: SandboxStatus | str | None = None) -> list[SandboxInfo]:
+        """Descriptions of all sandboxes, or of those in one state."""
+        return call(self._target.list_sandboxes, status_filter)
+
+    def stop_sandbox(self, sandbox_id: str) -> bool:
+        """End a sandbox but go on listing it for a while; False where there is none of that id."""
+        return call(self._target.stop_sandbox, sandbox_id)
+
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """End and forget a sandbox; False where there is none of that id."""
+        return call(self._target.delete_sandbox, sandbox_id)
+
+    def renew(self, sandbox_id: str, ttl: float) -> None:
+        """Let a sandbox live `ttl` seconds from now, whatever it was promised before.
+
+        Raises:
+            SandboxNotFoundError: the manager has none of that id.
+            ConfigError: `ttl` is not above 0.
+        """
+        call(self._target.renew, sandbox_id, ttl)
+
+    def cleanup_all_sandboxes(self) -> None:
+        """End and forget every sandbox. A pool stays, and fills again for its next borrower."""
+        call(self._target.cleanup_all_sandboxes)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of sandboxes by state and type, and the state of manager and pool."""
+        return call(self._target.get_stats)
+
+    @contextmanager
+    def sandbox(
+        self, sandbox_type: str = "auto", config: SandboxConfig | Mapping[str, Any] | None = None
+    ) -> Generator[Sandbox, None, None]:
+        """A sandbox for the length of a block: created, lent, deleted.
+
+        Raises:
+            As `create_sandbox`.
+        """
+        with enter(self._target.sandbox(sandbox_type, config)) as value:
+            yield Sandbox(value)
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        stdin: bytes | str | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout: float | None = 30.0,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> CommandResult:
+        """Run a program in a fresh sandbox of its own; nothing of it stays.
+
+        Args:
+            language: `python`, or one of `multi_code_executor`'s.
+            files: further files beside the program, by relative name.
+            timeout: seconds; the config's where None.
+
+        Raises:
+            ConfigError: an argument is none that a program could be given.
+            Otherwise as `create_sandbox`.
+        """
+        return call(
+            self._target.run_code,
+            code,
+            language=language,
+            stdin=stdin,
+            files=files,
+            timeout=timeout,
+            config=config,
+        )
+
+    def execute_tool(
+        self, sandbox_id: str, tool_name: str, parameters: Mapping[str, Any] | None = None
+    ) -> ToolResult:
+        """Run a tool of a sandbox.
+
+        Raises:
+            SandboxNotFoundError, ToolNotFoundError: there is none of that name.
+            SandboxStateError: the sandbox is not running.
+        """
+        return call(self._target.execute_tool, sandbox_id, tool_name, parameters)
+
+    def get_sandbox_tools(self, sandbox_id: str) -> dict[str, Any]:
+        """The tools of a sandbox: name to schema, in OpenAI's function-calling shape.
+
+        Raises:
+            SandboxNotFoundError: the manager has none of that id.
+        """
+        return call(self._target.get_sandbox_tools, sandbox_id)
+
+    def put_archive(self, sandbox_id: str, target_dir: str, data: bytes | Iterable[bytes]) -> None:
+        """Unpack an uncompressed tar below a folder of a sandbox.
+
+        Raises:
+            SandboxNotFoundError: the manager has none of that id.
+            OSError: the sandbox refuses, as its file system would.
+        """
+        call(self._target.put_archive, sandbox_id, target_dir, _feed(data))
+
+    def put_dir(self, sandbox_id: str, source: str | PathLike[str], target: str) -> None:
+        """Copy a folder of this machine into a sandbox.
+
+        Raises:
+            SandboxNotFoundError: the manager has none of that id.
+            ConfigError: the source is no folder.
+        """
+        call(self._target.put_dir, sandbox_id, source, target)
+
+    def initialize_pool(
+        self,
+        pool_size: int | None = None,
+        sandbox_type: str | None = None,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Make a pool of equal sandboxes; gives their ids. A second call finds it made.
+
+        An id stays while the sandbox behind it is replaced, after each use that cannot be undone.
+
+        Args:
+            pool_size: how many, constantly; the manager config's where None.
+
+        Raises:
+            As `create_sandbox`; then nothing was made.
+        """
+        return call(self._target.initialize_pool, pool_size, sandbox_type, config)
+
+    @contextmanager
+    def borrow(self, *, timeout: float | None = None) -> Generator[Sandbox, None, None]:
+        """A sandbox of the pool for the length of a block; first come, first served.
+
+        A block that ends in an exception costs the sandbox its life, and the pool replaces it.
+
+        Args:
+            timeout: seconds that waiting may take.
+
+        Raises:
+            PoolEmptyError: there is no pool.
+            PoolTimeoutError: no sandbox was free in time.
+        """
+        with enter(self._target.borrow(timeout=timeout)) as value:
+            yield Sandbox(value)
+
+    def execute_tool_in_pool(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> ToolResult:
+        """Run a tool in a sandbox of the pool.
+
+        Args:
+            timeout: seconds that waiting for a sandbox may take; the tool has its own.
+
+        Raises:
+            As `borrow`, and ToolNotFoundError.
+        """
+        return call(self._target.execute_tool_in_pool, tool_name, parameters, timeout)
+
+    def __enter__(self) -> Self:
+        call(self._target.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call(self._target.__aexit__, exc_type, exc, traceback)
+
+
+class LocalSandboxManager(SandboxManager):
+    """Makes sandboxes on this machine.
+
+    Owns every sandbox it made and what they share, until `stop`, or the end of the interpreter.
+    `create_sandbox` starts a manager that was never started. A forked child cannot use its
+    parent's manager.
+
+    Args:
+        config: the manager's config, or what it is made from.
+        max_age: seconds after which a sandbox without a `ttl` is deleted.
+        retention: seconds that a stopped or failed sandbox is still listed.
+        clock: what time it is, for the two above and for `ttl`.
+        settings: fields of the config; they go before what stands in `config`.
+    """
+
+    def __init__(
+        self,
+        config: SandboxManagerConfig | Mapping[str, Any] | None = None,
+        *,
+        max_age: float = 48 * 3600.0,
+        retention: float = 3600.0,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        target = _local_manager.LocalSandboxManager(
+            config, max_age=max_age, retention=retention, clock=clock, **settings
+        )
+        super().__init__(target)
+        self._target = target
+
+    def start(self) -> None:
+        """Make the manager ready. A second call does nothing; after a `stop` it starts anew."""
+        call(self._target.start)
+
+    def stop(self) -> None:
+        """End every sandbox that the manager owns. Always finishes, and may be called again.
+
+        Raises:
+            EnclaveError: something could not be removed; everything else was.
+        """
+        call(self._target.stop)
+
+    def create_sandbox(
+        self,
+        sandbox_type: str = "auto",
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+        sandbox_id: str | None = None,
+    ) -> str:
+        """Make and start a sandbox; gives its id. See `SandboxManager.create_sandbox`."""
+        return call(self._target.create_sandbox, sandbox_type, config, sandbox_id)
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
+        """The handle of a sandbox; None where the manager has none of that id."""
+        value = call(self._target.get_sandbox, sandbox_id)
+        return None if value is None else Sandbox(value)
+
+    def get_sandbox_info(self, sandbox_id: str) -> SandboxInfo | None:
+        """A description of a sandbox as of now; None where the manager has none of that id.
+
+        One that was lost is here with its state `error` and the reason in `metadata["error"]`;
+        one whose creation failed is not, since its creator was told.
+        """
+        return call(self._target.get_sandbox_info, sandbox_id)
+
+    def list_sandboxes(self, status_filter: SandboxStatus | str | None = None) -> list[SandboxInfo]:
+        """Descriptions of all sandboxes, or of those in one state.
+
+        Raises:
+            ConfigError: there is no such state.
+        """
+        return call(self._target.list_sandboxes, status_filter)
+
+    def stop_sandbox(self, sandbox_id: str) -> bool:
+        """End a sandbox but go on listing it for a while; False where there is none of that id."""
+        return call(self._target.stop_sandbox, sandbox_id)
+
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """End and forget a sandbox; False where there is none of that id."""
+        return call(self._target.delete_sandbox, sandbox_id)
+
+    def cleanup_all_sandboxes(self) -> None:
+        """End and forget every sandbox. A pool stays, and fills again for its next borrower.
+
+        Raises:
+            EnclaveError: something could not be removed; everything else was.
+        """
+        call(self._target.cleanup_all_sandboxes)
+
+    def renew(self, sandbox_id: str, ttl: float) -> None:
+        """Let a sandbox live `ttl` seconds from now, whatever it was promised before.
+
+        Raises:
+            SandboxNotFoundError: the manager has none of that id.
+            ConfigError: `ttl` is not above 0.
+        """
+        call(self._target.renew, sandbox_id, ttl)
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        stdin: bytes | str | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout: float | None = 30.0,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> CommandResult:
+        """Run a program in a fresh sandbox of its own. See `SandboxManager.run_code`."""
+        return call(
+            self._target.run_code,
+            code,
+            language=language,
+            stdin=stdin,
+            files=files,
+            timeout=timeout,
+            config=config,
+        )
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of sandboxes by state and type, and the state of manager and pool."""
+        return call(self._target.get_stats)
+
+    def initialize_pool(
+        self,
+        pool_size: int | None = None,
+        sandbox_type: str | None = None,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Make a pool of equal sandboxes; gives their ids. See `SandboxManager.initialize_pool`."""
+        return call(self._target.initialize_pool, pool_size, sandbox_type, config)
+
+    @contextmanager
+    def borrow(self, *, timeout: float | None = None) -> Generator[Sandbox, None, None]:
+        """A sandbox of the pool for the length of a block. See `SandboxManager.borrow`."""
+        with enter(self._target.borrow(timeout=timeout)) as value:
+            yield Sandbox(value)
+
+    def cleanup_expired(self) -> list[str]:
+        """Delete the sandboxes whose time is over, now; gives their ids. Also done by itself."""
+        return call(self._target.cleanup_expired)
+
+
+class SandboxManagerFactory:
+    """Makes managers by type: registered here, built in, or from an installed package."""
+
+    @classmethod
+    def create_manager(
+        cls,
+        manager_type: str | None = None,
+        config: SandboxManagerConfig | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SandboxManager:
+        """A manager, not yet started.
+
+        Args:
+            manager_type: a registered name; where None, `http` if there is a `base_url`, else
+                `local`.
+            kwargs: what the manager's class takes; fields of its config among them.
+
+        Raises:
+            UnknownTypeError: nothing has that name.
+            ConfigError: the config is not valid.
+        """
+        return SandboxManager(
+            _manager.SandboxManagerFactory.create_manager(manager_type, config, **kwargs)
+        )
+
+    @classmethod
+    def get_registered_types(cls) -> list[str]:
+        """The types that `create_manager` takes."""
+        return _manager.SandboxManagerFactory.get_registered_types()
+
+
+def run(
+    code: str | None = None,
+    *,
+    command: str | Sequence[str] | None = None,
+    sandbox_type: str = "auto",
+    timeout: float = 30,
+    stdin: bytes | str | None = None,
+    files: Mapping[str, bytes | str] = MappingProxyType({}),
+    config: SandboxConfig | Mapping[str, Any] | None = None,
+) -> CommandResult:
+    """Run Python source, or a command, in a fresh sandbox; nothing of it stays.
+
+    A command that is a string is a shell line, a list is an argv. Who runs many programs makes a
+    `LocalSandboxManager` once, which is much quicker.
+
+    Args:
+        timeout: seconds that the program may run.
+        stdin: what the program reads.
+        files: what is put beside the program: relative name to content.
+
+    Raises:
+        ConfigError: there is neither code nor a command, there are both, or one is not valid.
+        IsolationUnavailableError: this machine cannot isolate; `remedy` says what to do.
+        SandboxStartError: the sandbox cannot be made.
+    """
+    if (code is None) == (command is None):
+        raise ConfigError("No code provided" if code is None else "code or command, not both")
+
+    async def work() -> CommandResult:
+        async with (
+            _local_manager.LocalSandboxManager() as manager,
+            manager.sandbox(sandbox_type, config) as sandbox,
+        ):
+            for name, content in files.items():
+                await sandbox.files.write(name, content)
+            if command is not None:
+                return await sandbox.execute_command(command, timeout, stdin=stdin)
+            return await sandbox.run_code(code or "", timeout=timeout, stdin=stdin)
+
+    return call(work)
