@@ -241,6 +241,8 @@ async def execute(spawn: Callable[[], Awaitable[Process]], job: Job) -> CommandR
     process = await spawn()
     try:
         await _observe(process, job, seen)
+    except SandboxLostError:
+        raise  # there is nobody left to ask for a kill, or it was asked for in vain
     except BaseException:
         # A cancelled call must not leave its program running; the reason goes on as it came.
         with anyio.CancelScope(shield=True):

@@ -29,10 +29,17 @@ async def run(
     async def spawn() -> ScriptedProcess:
         return process
 
+    outcome: CommandResult | SandboxLostError
     async with anyio.create_task_group() as group:
         if script is not None:
             group.start_soon(script)
-        return await execute(spawn, what)
+        try:
+            outcome = await execute(spawn, what)
+        except SandboxLostError as error:  # the group would wrap it
+            outcome = error
+    if isinstance(outcome, SandboxLostError):
+        raise outcome
+    return outcome
 
 
 async def test_the_streams_and_the_end_make_the_result() -> None:
