@@ -1,0 +1,122 @@
+"""What every sandbox means by a program that runs in it: the request, the process, its end.
+
+A backend hands out a `Process`; who runs commands sees nothing else of the backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
+
+    from ms_enclave.model.limits import ResolvedLimits
+
+__all__ = ["Exit", "Process", "SpawnRequest"]
+
+_NO_ENV: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class SpawnRequest:
+    """What to start. Exactly one of `argv` and `code` is given.
+
+    Raises:
+        ValueError: neither or both of `argv` and `code` are given, or `argv` is empty.
+    """
+
+    argv: tuple[str, ...] | None
+    """A command, found through the `PATH` of `env`; never read by a shell."""
+
+    code: str | None = None
+    """Python source, run as a fresh `__main__`."""
+
+    args: tuple[str, ...] = ()
+    """`sys.argv[1:]` of `code`."""
+
+    cwd: str = "/sandbox"
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
+    """The whole environment of the process; nothing is inherited."""
+
+    user: str | int | None = None
+    stdin: bool = False
+    """Whether `Process.stdin` is a stream; otherwise the program reads from `/dev/null`."""
+
+    limits: ResolvedLimits | None = None
+
+    def __post_init__(self) -> None:
+        if (self.argv is None) == (self.code is None):
+            raise ValueError("a request needs exactly one of argv and code")
+        if self.argv is not None and not self.argv:
+            raise ValueError("an empty command cannot be run")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended and what it used, as established outside of user code."""
+
+    exit_code: int
+    """0 to 255; 128 + N when signal N ended it."""
+
+    signal: int | None = None
+    cause: str | None = None
+    """A limit that the box knows was hit: `oom`, `cpu_timeout`, `process_limit`, `disk_limit`;
+    `infra` when the box itself failed; None when the program simply ended."""
+
+    cpu_user: float = 0.0
+    """Seconds."""
+
+    cpu_system: float = 0.0
+    """Seconds."""
+
+    peak_memory: int | None = None
+    """Bytes."""
+
+    processes: int | None = None
+    source: str = "rusage"
+    """Where the figures come from."""
+
+    detail: str = ""
+
+
+class Process(ABC):
+    """A program that runs in a sandbox. Whoever asked for it owns it and closes it.
+
+    What it wrote before its end can be received without anyone else's doing; a cancelled
+    `receive` loses nothing; `kill` may be called while others wait or receive.
+    """
+
+    pid: int
+    """As seen inside."""
+
+    stdin: ByteSendStream | None
+    stdout: ByteReceiveStream
+    """Ends with `anyio.EndOfStream`."""
+
+    stderr: ByteReceiveStream
+    """Ends with `anyio.EndOfStream`."""
+
+    @abstractmethod
+    async def wait(self) -> Exit:
+        """Return how it ended, once it has. May be called any number of times, by many.
+
+        Raises:
+            SandboxLostError: the sandbox went away, so nobody knows.
+        """
+
+    @abstractmethod
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal to the process itself; nothing happens when it has ended."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """Kill it and every descendant, daemonised ones too; return when they are gone."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Kill it if it runs and close its streams. May be called twice."""
