@@ -59,8 +59,6 @@ app.command(
     cls=run.RunCommand,
     context_settings={"allow_interspersed_args": False},
     epilog=run.EPILOG,
-    options_metavar="[OPTIONS]",
-    no_args_is_help=True,
 )(run.run)
 app.command("tools")(tools.tools)
 app.command("doctor")(doctor.doctor)
@@ -97,9 +95,6 @@ def run_cmd() -> None:
 def _explain(error: Exception) -> int:
     # The class lives in typer or in click, depending on typer's version.
     ancestors = {ancestor.__name__ for ancestor in type(error).__mro__}
-    if "NoArgsIsHelpError" in ancestors:
-        typer.echo(str(error))
-        return 0
     if "ClickException" in ancestors:
         return _explain_usage(error)
     from ms_enclave.errors import EnclaveError

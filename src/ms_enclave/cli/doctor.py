@@ -21,7 +21,7 @@ _EXIT_NOTHING_WORKS = 1
 def doctor(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TYPE]...", help="Look at these types only.", show_default=False),
+        typer.Argument(metavar="TYPE", help="Look at these types only.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:

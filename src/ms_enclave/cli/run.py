@@ -33,19 +33,27 @@ EPILOG = (
     "125 where ms-enclave could not run it."
 )
 
+_LIMITS = "Limits"
+_SIGHT = "What it sees"
 _STANDARD_OUTPUTS = {"stdout": 1, "stderr": 2}
 
 
 class RunCommand(TyperCommand):
     """The command with everything behind `--` kept apart, as the command line to run."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What the first line of the help shows behind the command's name."""
+        del ctx
+        return ["[OPTIONS]", "[FILE [ARG]... | -c CODE [ARG]... | -- COMMAND [ARG]...]"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what stands before the first `--`; what follows is nobody's option.
 
-        Behind a FILE or `-c CODE` a `--` is an argument of that program like any other.
+        Behind a FILE a `--` is an argument of that program like any other. Nothing at all asks
+        for help.
         """
         if "--" not in args:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args or ["--help"])
         cut = args.index("--")
         rest = super().parse_args(ctx, args[:cut])
         words = ctx.params.get("words")
@@ -77,8 +85,8 @@ def run(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE [ARGS]... | -- COMMAND [ARGS]...]",
-            help="A Python program ('-' reads it from standard input), or any command behind '--'.",
+            metavar="FILE",
+            help="A Python program; '-' reads it from standard input.",
             show_default=False,
         ),
     ] = None,
@@ -86,69 +94,93 @@ def run(
         str | None, typer.Option("-c", metavar="CODE", help="Python source to run.")
     ] = None,
     sandbox_type: Annotated[
-        str,
-        typer.Option("--type", metavar="TYPE", help="Sandbox type; 'auto' takes the best here."),
+        str, typer.Option("--type", metavar="TYPE", help="Sandbox type; auto is the best here.")
     ] = "auto",
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Wall-clock limit.", show_default="30"),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory limit, such as 512m.")
-    ] = None,
-    disk: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit of the files it may write.")
-    ] = None,
-    cpu_time: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Processor-time limit.")
-    ] = None,
-    pids: Annotated[
-        int | None, typer.Option(metavar="COUNT", help="Limit of processes and threads.")
-    ] = None,
-    output_limit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="What is shown of each output stream.", show_default="10m"
-        ),
-    ] = None,
-    network: Annotated[bool, typer.Option("--network", help="Give it a network.")] = False,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--volume", "-v", metavar="HOST:INSIDE[:ro|rw]", help="A host folder to show inside."
-        ),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env", "-e", metavar="NAME[=VALUE]", help="A variable; without a value, ours."
-        ),
-    ] = None,
-    cwd: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Folder inside to start in.")
-    ] = None,
-    python: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Interpreter or virtual environment to use inside."),
-    ] = None,
-    rootfs: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Root file system: a folder or oci-archive:FILE."),
-    ] = None,
-    isolation: Annotated[
-        str | None, typer.Option(metavar="TIER", help="Isolation tier to insist on, or 'best'.")
-    ] = None,
     stdin: Annotated[
         bool, typer.Option("--stdin", "-i", help="Pass our standard input on to it.")
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as JSON when it has ended.")
     ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Wall-clock time (30).", rich_help_panel=_LIMITS),
+    ] = None,
+    cpu_time: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Processor time.", rich_help_panel=_LIMITS),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory, such as 512m (1g).", rich_help_panel=_LIMITS),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="What it may write to files (256m).", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    pids: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="Processes and threads (128).", rich_help_panel=_LIMITS),
+    ] = None,
+    output_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="What is shown of each output (10m).", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="A network of its own.", rich_help_panel=_SIGHT)
+    ] = False,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--volume",
+            "-v",
+            metavar="HOST:INSIDE[:rw]",
+            help="A folder of ours; read-only without rw.",
+            rich_help_panel=_SIGHT,
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            "-e",
+            metavar="NAME[=VALUE]",
+            help="A variable; without a value, ours.",
+            rich_help_panel=_SIGHT,
+        ),
+    ] = None,
+    cwd: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The folder to start in.", rich_help_panel=_SIGHT),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Interpreter or virtual environment.", rich_help_panel=_SIGHT
+        ),
+    ] = None,
+    rootfs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Root file system: a folder or oci-archive:FILE.",
+            rich_help_panel=_SIGHT,
+        ),
+    ] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIER", help="The isolation tier to insist on.", rich_help_panel=_SIGHT
+        ),
+    ] = None,
 ) -> None:
     """Run a Python program, or any command, in a fresh sandbox.
 
-    It sees a read-only system, an empty work folder and nothing else of this machine: no files of
-    yours, no environment variables, no network.
+    It sees a read-only system and an empty work folder: no files, variables or network of yours.
     """
     command: list[str] | None = context.obj
     words = words or []

@@ -13,7 +13,7 @@ def tools(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="Print the schema of this tool as JSON.", show_default=False
+            metavar="NAME", help="Print the schema of this tool as JSON.", show_default=False
         ),
     ] = None,
     json: Annotated[
