@@ -1,0 +1,291 @@
+"""What a process of a sandbox does first: read from its channel what it is to be, and become it.
+
+The channel (descriptor 3) brings one byte with descriptors attached: a file with the request as
+JSON, and then, as the request says, standard input, output and error. `run` is Python code in a
+fresh `__main__`, `exec` a program, `guest` the file server, `prepare` imports modules and parks
+again, to be copied. Nothing here is trusted by the outside: what it says is what any program in
+the sandbox could say, and what counts (exit status, time, memory) is measured elsewhere.
+"""
+
+import _socket
+import array
+import errno
+import io
+import json
+import os
+import signal
+import sys
+
+__all__ = ["main"]
+
+_CHANNEL_DESCRIPTORS = 8
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+def main(channel):
+    """Take one request from the channel and do it; ends the interpreter."""
+    while True:
+        request, streams = _receive(channel)
+        operation = request["op"]
+        if operation == "prepare":
+            _prepare(request, channel)
+            continue
+        if operation == "guest":
+            _serve(request, channel)
+        elif operation == "exec":
+            _execute(request, streams)
+        else:
+            _run(request, streams)
+        return
+
+
+def _receive(channel):
+    """The request and the descriptors that came with it. Ends the process if nobody asks."""
+    connection = _socket.socket(fileno=channel)
+    space = _socket.CMSG_SPACE(4 * _CHANNEL_DESCRIPTORS)
+    data, ancillary, _, _ = connection.recvmsg(1, space)
+    connection.detach()
+    if not data:
+        os._exit(0)
+    descriptors = array.array("i")
+    for _level, _kind, content in ancillary:
+        descriptors.frombytes(content[: len(content) - len(content) % 4])
+    received = [_high(number) for number in descriptors]
+    with os.fdopen(received[0], "rb") as file:
+        file.seek(0)
+        request = json.loads(file.read())
+    return request, received[1:]
+
+
+def _high(descriptor):
+    """Out of the way of 0 to 3, which may be free here."""
+    import fcntl
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return moved
+
+
+# --- becoming a process -------------------------------------------------------------------------
+
+
+def _take_place(request, streams):
+    """Environment, folder, identity of a new process; returns an exit status if that fails."""
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.umask(request.get("umask", 0o022))
+    try:
+        os.chdir(request["cwd"])
+    except OSError as error:
+        _complain("cannot enter %s: %s" % (request["cwd"], os.strerror(error.errno)))
+        return _NOT_EXECUTABLE
+    return None
+
+
+def _complain(text):
+    os.write(2, ("ms-enclave: %s\n" % text).encode("utf-8", "surrogateescape"))
+
+
+def _execute(request, streams):
+    failed = _take_place(request, streams)
+    if failed is not None:
+        os._exit(failed)
+    _default_signals()
+    words = request["argv"]
+    os.close(3)
+    try:
+        if "/" in words[0]:
+            os.execve(words[0], words, os.environ)
+        os.execvpe(words[0], words, os.environ)
+    except (FileNotFoundError, NotADirectoryError):
+        _complain("%s: not found" % words[0])
+        os._exit(_NOT_FOUND)
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            _try_script(words)
+        _complain("%s: %s" % (words[0], os.strerror(error.errno)))
+        os._exit(_NOT_EXECUTABLE)
+    except ValueError as error:
+        _complain(str(error))
+        os._exit(_NOT_EXECUTABLE)
+
+
+def _try_script(words):
+    """A file without an interpreter line is a shell script, as execlp and every shell have it."""
+    try:
+        os.execve("/bin/sh", ["/bin/sh", *words], os.environ)
+    except OSError:
+        return
+
+
+def _default_signals():
+    """What Python ignores for itself, a program expects untouched."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _serve(request, channel):
+    from guest import server
+
+    os.umask(0o022)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    server.serve(channel)
+    os._exit(0)
+
+
+# --- Python -------------------------------------------------------------------------------------
+
+
+def _prepare(request, channel):
+    """Become an ordinary interpreter with modules loaded, then go back to parking.
+
+    Says R when done, or E and why not.
+    """
+    try:
+        _ordinary_interpreter()
+        for name in request["preload"]:
+            __import__(name)
+        import gc
+
+        gc.collect()
+        gc.freeze()
+    except BaseException as error:  # whatever importing raises: the answer is the only report
+        os.write(channel, ("E%s: %s" % (type(error).__name__, error)).encode("utf-8", "replace"))
+        os._exit(1)
+    os.write(channel, b"R")
+
+
+_ordinary = False
+
+
+def _ordinary_interpreter():
+    """Undo `-I -S`: site packages, and flags as a plain `python` shows them."""
+    global _ordinary
+    if _ordinary:
+        return
+    _ordinary = True
+    sys.flags = _Flags(sys.flags)
+    import site
+
+    site.main()
+
+
+class _Flags(tuple):
+    """`sys.flags` of a plain interpreter: what started this one must not reach its children."""
+
+    _PLAIN = ("isolated", "no_site", "ignore_environment", "no_user_site", "safe_path")
+
+    def __new__(cls, flags):
+        names = [name for name in dir(flags) if not name.startswith(("_", "n_"))]
+        values = {
+            name: (type(getattr(flags, name))(0) if name in cls._PLAIN else getattr(flags, name))
+            for name in names
+            if name not in ("count", "index")
+        }
+        values["dont_write_bytecode"] = 0
+        made = super().__new__(cls, values.values())
+        made.__dict__.update(values)
+        return made
+
+    def __repr__(self):
+        return "sys.flags(%s)" % ", ".join("%s=%r" % item for item in self.__dict__.items())
+
+
+def _run(request, streams):
+    """Python source in a fresh `__main__`, as `python -c` would, and the interpreter's own end."""
+    failed = _take_place(request, streams)
+    if failed is not None:
+        os._exit(failed)
+    os.close(3)
+    _new_standard_streams()
+    sys.dont_write_bytecode = False
+    try:
+        _ordinary_interpreter()
+        for name in request["preload"]:
+            __import__(name)
+    except ImportError:
+        pass  # the code's own import says it better
+    _after_copy(request.get("seed"))
+    sys.argv[:] = ["-c", *request["args"]]
+    sys.path.insert(0, "")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
+        del sys.modules[name]
+    _execute_main(request["code"])
+
+
+def _execute_main(source):
+    import builtins
+    import types
+
+    module = types.ModuleType("__main__")
+    module.__builtins__ = builtins
+    sys.modules["__main__"] = module
+    name = "<string>"
+    _remember_lines(name, source)
+    try:
+        code = compile(source, name, "exec", 0, True)
+        exec(code, module.__dict__)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _show(error)
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGINT)
+        sys.exit(1)
+
+
+def _show(error):
+    """The traceback as `python -c` prints it: without the frames that are ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") != "__main__":
+        trace = trace.tb_next
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
+
+
+def _remember_lines(name, source):
+    """So that a traceback shows the lines of code that is in no file."""
+    import linecache
+
+    lines = source.splitlines(True)
+    linecache.cache[name] = (len(source), None, lines, name)
+
+
+def _new_standard_streams():
+    """Streams over what 0 to 2 now are; the interpreter's own were made over something else."""
+    sys.stdin = sys.__stdin__ = _stream(0, "r", "strict", False)
+    sys.stdout = sys.__stdout__ = _stream(1, "w", "strict", False)
+    sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace", True)
+
+
+def _stream(number, mode, errors, by_line):
+    raw = io.FileIO(number, mode, closefd=False)
+    buffered = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    if mode == "r":
+        errors = "surrogateescape"
+    text = io.TextIOWrapper(
+        buffered, encoding="utf-8", errors=errors, line_buffering=by_line or raw.isatty()
+    )
+    text.mode = mode
+    return text
+
+
+def _after_copy(seed):
+    """What a fork would have renewed: the copy is not a child that Python knows of."""
+    threading = sys.modules.get("threading")
+    if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
+        threading.main_thread()._set_native_id()
+    import random
+
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(None if seed is None else seed % 2**32)

@@ -1,0 +1,214 @@
+"""The system calls that Python's library does not have, by number. Nothing here decides anything.
+
+Each raises OSError with the call's name as its text. Flags are the kernel's, from linux/mount.h,
+linux/sched.h and linux/prctl.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+__all__ = [
+    "CLONE_NEWCGROUP",
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUSER",
+    "CLONE_NEWUTS",
+    "CLONE_PARENT",
+    "EVERY_NAMESPACE",
+    "MOUNT_NODEV",
+    "MOUNT_NOEXEC",
+    "MOUNT_NOSUID",
+    "MOUNT_READ_ONLY",
+    "MS_BIND",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_REMOUNT",
+    "call",
+    "child_events",
+    "clone",
+    "close_range",
+    "drop_all_capabilities",
+    "make_filesystem",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "pidfd_open",
+    "pivot_root",
+    "prctl",
+    "set_seccomp",
+    "setns",
+    "umount",
+]
+
+_X86 = platform.machine() == "x86_64"
+_NUMBERS = (
+    {
+        "capset": 126, "clone": 56, "mount": 165, "pivot_root": 155, "prctl": 157, "seccomp": 317,
+        "setns": 308, "umount2": 166, "signalfd4": 289,
+    }
+    if _X86
+    else {
+        "capset": 91, "clone": 220, "mount": 40, "pivot_root": 41, "prctl": 167, "seccomp": 277,
+        "setns": 268, "umount2": 39, "signalfd4": 74,
+    }
+)  # fmt: skip
+_NUMBERS.update(
+    open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434,
+    mount_setattr=442, close_range=436,
+)  # fmt: skip
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
+EVERY_NAMESPACE = (
+    CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID
+    | CLONE_NEWNET
+)  # fmt: skip
+_SIGCHLD = 17
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MOUNT_READ_ONLY, MOUNT_NOSUID, MOUNT_NODEV, MOUNT_NOEXEC = 1, 2, 4, 8
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_O_CLOEXEC = os.O_CLOEXEC
+_FSCONFIG_FLAG, _FSCONFIG_STRING, _FSCONFIG_FD, _FSCONFIG_CREATE = 0, 1, 5, 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def call(name: str, *arguments: int | bytes | None) -> int:
+    """Make a system call by name; integers go as longs, bytes as pointers to them."""
+    values = [
+        ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_long(value or 0)
+        for value in arguments
+    ]
+    result = _syscall(ctypes.c_long(_NUMBERS[name]), *values)
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+def clone(flags: int) -> int:
+    """A plain `fork` with namespace flags: 0 in the child. Only from a single-threaded process."""
+    return call("clone", flags | _SIGCHLD, 0, 0, 0, 0)
+
+
+def close_range(first: int, last: int = 2**32 - 1) -> None:
+    call("close_range", first, last, 0)
+
+
+def child_events() -> int:
+    """A descriptor that is readable while a SIGCHLD, which the caller has blocked, is pending."""
+    mask = struct.pack("=Q", 1 << (_SIGCHLD - 1))
+    return call("signalfd4", -1, mask, 8, os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def setns(descriptor: int, kinds: int) -> None:
+    call("setns", descriptor, kinds)
+
+
+def pidfd_open(pid: int) -> int:
+    return call("pidfd_open", pid, 0)
+
+
+def prctl(option: int, *arguments: int) -> int:
+    return call("prctl", option, *arguments, *[0] * (4 - len(arguments)))
+
+
+def drop_all_capabilities() -> None:
+    """Empty the permitted, effective and inheritable sets of the calling thread."""
+    call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+
+
+def set_seccomp(program: bytes) -> None:
+    """Install a classic BPF program (an array of struct sock_filter) for good."""
+    space = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(space))
+    prctl(38, 1)  # NO_NEW_PRIVS
+    call("seccomp", 1, 0, header)  # SET_MODE_FILTER
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    call(
+        "mount",
+        os.fsencode(source),
+        os.fsencode(target),
+        None if kind is None else kind.encode(),
+        flags,
+        None if data is None else data.encode(),
+    )
+
+
+def umount(target: str, flags: int = 2) -> None:
+    """Detach what is mounted at `target` (flag 2: MNT_DETACH)."""
+    call("umount2", os.fsencode(target), flags)
+
+
+def pivot_root(new: str, old: str) -> None:
+    call("pivot_root", os.fsencode(new), os.fsencode(old))
+
+
+def open_tree(path: str) -> int:
+    """A detached copy of what is mounted at and below `path`; the descriptor owns it."""
+    return call(
+        "open_tree", _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
+    )
+
+
+def mount_setattr(tree: int, attributes: int, *, private: bool = True) -> None:
+    """Set mount attributes on a whole detached tree and cut its propagation."""
+    propagation = MS_PRIVATE if private else 0
+    request = struct.pack("=QQQQ", attributes, 0, propagation, 0)
+    call("mount_setattr", tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, request, len(request))
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach a detached tree at `target` of the calling process's mount namespace."""
+    call("move_mount", tree, b"", _AT_FDCWD, os.fsencode(target), 4)  # F_EMPTY_PATH
+
+
+def make_filesystem(
+    kind: str, options: dict[str, str | int | None], attributes: int
+) -> int:
+    """A new file system that is mounted nowhere; returns the descriptor of its detached mount.
+
+    An option's value is text, a descriptor (int) or None for a flag. A key may carry a `#n` that
+    is cut off, so that an option can be given several times (overlay's `lowerdir+`).
+    """
+    context = call("fsopen", kind.encode(), 1)
+    try:
+        for key, value in options.items():
+            name = key.split("#")[0].encode()
+            if value is None:
+                call("fsconfig", context, _FSCONFIG_FLAG, name, None, 0)
+            elif isinstance(value, int):
+                call("fsconfig", context, _FSCONFIG_FD, name, None, value)
+            else:
+                call("fsconfig", context, _FSCONFIG_STRING, name, value.encode(), 0)
+        call("fsconfig", context, _FSCONFIG_CREATE, None, None, 0)
+        return call("fsmount", context, 1, attributes)
+    finally:
+        os.close(context)

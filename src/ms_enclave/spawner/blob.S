@@ -1,0 +1,197 @@
+/* The code page of a carrier (x86-64): how a stopped process becomes one that runs in a slot.
+ *
+ * `blob.py` holds the assembled bytes, so that nothing has to be compiled where this runs; a test
+ * assembles this file and compares. Entry points, all left by `int3` with a result in rax:
+ *
+ *   +0   one system call, taken from the registers. The only entry that is ever used while
+ *        somebody else maps the memory, and then under PTRACE_SYSCALL only.
+ *   +16  the carrier's part; free-running, so only in memory that no untrusted task maps:
+ *        in    r12d slot init's pid          r13d station's descriptor that becomes fd 3
+ *              r14  rseq area (0: none)      r15  rseq signature << 32 | length
+ *              rbx  gid << 32 | uid (0: one-id map, no change of ids)
+ *              rsi  where libc keeps the thread id, for CLONE_CHILD_SETTID
+ *        out   rax  pid of the kernel process, or -errno
+ *   kernel's part (reached only through the clone above): out rax 0x600d, or -errno.
+ */
+.intel_syntax noprefix
+.globl blob, blob_end
+.section .text
+.balign 16
+blob:
+  syscall
+  int3
+.balign 16
+  mov r10, rsi                  /* clone's child_tid */
+  mov ebp, 434                  /* pidfd_open(init, 0) */
+  mov eax, ebp
+  mov edi, r12d
+  xor esi, esi
+  syscall
+  test eax, eax
+  js fail
+  mov r8d, eax
+  mov eax, ebp                  /* pidfd_open(1, 0): the station is pid 1 of its namespace */
+  mov edi, 1
+  syscall
+  test eax, eax
+  js fail
+  mov r9d, eax
+  mov ebp, r8d                  /* ebp: the slot, r9d: the station */
+  mov eax, 308                  /* setns(slot, NEWPID): children are born there */
+  mov edi, ebp
+  mov esi, 0x20000000
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 56                   /* clone(VM | SIGHAND | PARENT | CHILD_SETTID | SIGCHLD) */
+  mov edi, 0x01008911
+  xor esi, esi
+  xor edx, edx
+  xor r8d, r8d
+  syscall
+  test eax, eax
+  jz child
+  js fail
+  mov r8d, eax
+  mov eax, 308                  /* back, else the next generation is born in this slot */
+  mov edi, r9d
+  mov esi, 0x20000000
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 436                  /* close_range(4, ~0, 0): 3 stays taken, so that the next
+                                   generation's descriptors do not land where its channel goes */
+  mov edi, 4
+  mov esi, -1
+  xor edx, edx
+  syscall
+  test eax, eax
+  js fail
+  mov eax, r8d
+  int3
+child:
+  mov eax, 438                  /* pidfd_getfd(station, channel, 0) */
+  mov edi, r9d
+  mov esi, r13d
+  xor edx, edx
+  syscall
+  test eax, eax
+  js fail
+  mov r8d, eax
+  mov eax, 292                  /* dup3(channel, 3, CLOEXEC) */
+  mov edi, r8d
+  mov esi, 3
+  mov edx, 0x80000
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 308                  /* setns(slot, USER | NS | NET | IPC | UTS | CGROUP) */
+  mov edi, ebp
+  mov esi, 0x5e020000
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 436                  /* close_range(4, ~0, 0) */
+  mov edi, 4
+  mov esi, -1
+  xor edx, edx
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 157                  /* prctl(SET_SECUREBITS, ...): before the ids, after them EPERM */
+  mov edi, 28
+  mov esi, 0xeb
+  xor r10d, r10d
+  xor r8d, r8d
+  syscall
+  test eax, eax
+  js fail
+  xor ebp, ebp                  /* prctl(CAPBSET_DROP, 0..63); EINVAL is past the last one */
+1:
+  mov eax, 157
+  mov edi, 24
+  mov esi, ebp
+  xor edx, edx
+  syscall
+  cmp eax, -22
+  je 2f
+  test eax, eax
+  js fail
+  inc ebp
+  cmp ebp, 64
+  jb 1b
+2:
+  cmp ebp, 38                   /* fewer than Linux 5.x knows: something lies */
+  mov eax, -34
+  jb fail
+  test rbx, rbx
+  jz 3f
+  mov eax, 116                  /* setgroups(0) */
+  xor edi, edi
+  xor esi, esi
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 117                  /* setresuid(0, 0, 0): from a mapped id the change below drops */
+  xor edi, edi
+  xor esi, esi
+  xor edx, edx
+  syscall
+  test eax, eax
+  js fail
+  mov rdi, rbx                  /* setresgid(gid, gid, gid) */
+  shr rdi, 32
+  mov esi, edi
+  mov edx, edi
+  mov eax, 119
+  syscall
+  test eax, eax
+  js fail
+  mov edi, ebx                  /* setresuid(uid, uid, uid) */
+  mov esi, ebx
+  mov edx, ebx
+  mov eax, 117
+  syscall
+  test eax, eax
+  js fail
+3:
+  mov eax, 126                  /* capset(nothing) */
+  lea rdi, [rip + cap_header]
+  lea rsi, [rip + cap_data]
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 112                  /* setsid: kill(0) must not reach the station's group */
+  syscall
+  test eax, eax
+  js fail
+  mov eax, 157                  /* prctl(SET_DUMPABLE, 1) */
+  mov edi, 4
+  mov esi, 1
+  xor edx, edx
+  xor r10d, r10d
+  xor r8d, r8d
+  syscall
+  test eax, eax
+  js fail
+  test r14, r14
+  jz 4f
+  mov eax, 334                  /* rseq(area, length, 0, signature) */
+  mov rdi, r14
+  mov esi, r15d
+  xor edx, edx
+  mov r10, r15
+  shr r10, 32
+  syscall
+  test eax, eax
+  js fail
+4:
+  mov eax, 0x600d
+  int3
+fail:
+  int3
+.balign 8
+cap_header: .long 0x20080522, 0
+cap_data:   .long 0, 0, 0, 0, 0, 0
+blob_end:
+.section .note.GNU-stack, "", @progbits

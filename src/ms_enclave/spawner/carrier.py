@@ -1,0 +1,157 @@
+"""A stopped process whose memory is copied into slots, and the one primitive: `instantiate`.
+
+A carrier lives in the station's namespaces with the station's capabilities and never runs: it only
+makes, under ptrace, the calls it is told to. A copy of it enters a slot, gives up everything it
+held, and becomes a process of the sandbox that goes on where the carrier was parked: in a read of
+descriptor 3. See `blob.S` for the calls and their order.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from . import tracer
+from .blob import BLOB, ENTRY_CARRIER, KERNEL_DONE
+
+__all__ = ["Carrier", "check_walls", "instantiate"]
+
+_CLONE, _MMAP, _RSEQ = 56, 9, 334
+_CLONE_PARENT_CHILD = 0x8000 | 17
+_PAGE = 4096
+_THREAD_ID_OFFSET = 0x2D0  # glibc's struct pthread.tid, x86-64; checked, never trusted
+_THREAD_AREA = 0x800
+
+
+class Carrier:
+    """A stopped, seized process with the code page in it.
+
+    `state` is where its copies go on; `thread_id` is the address at which libc keeps the thread's
+    id, which the kernel rewrites in each copy.
+    """
+
+    __slots__ = ("page", "pid", "state", "thread_id")
+
+    def __init__(self, pid: int, state: tracer.State, page: int, thread_id: int) -> None:
+        self.pid = pid
+        self.state = state
+        self.page = page
+        self.thread_id = thread_id
+
+    @classmethod
+    def of_parked(cls, pid: int) -> Carrier:
+        """Make a carrier of a child of the station that is parked in a blocking system call.
+
+        Raises tracer.TraceError where ptrace or the C library does not allow it.
+        """
+        state = tracer.seize_parked(pid)
+        here = state.registers.rip
+        if _read(pid, here, 2) != b"\x0f\x05":
+            raise tracer.TraceError(f"{pid} entered its system call in a way not known")
+        if state.rseq_pointer:
+            # A carrier with rseq would clear the critical section of a process that shares it.
+            _expect(
+                pid, state, here, _RSEQ, state.rseq_pointer, state.rseq_length, 1,
+                state.rseq_signature,
+            )  # fmt: skip
+        page = _expect(pid, state, here, _MMAP, 0, _PAGE, 5, 0x22, -1, 0)
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(page)
+            memory.write(BLOB)
+        return cls(pid, state, page, _find_thread_id(pid, state.registers.fs_base, pid))
+
+    def copy(self) -> int:
+        """A stopped copy with the same memory contents, a child of the station."""
+        result, made = tracer.system_call(
+            self.pid, self.state, self.page, _CLONE, _CLONE_PARENT_CHILD
+        )
+        if result < 0 or made is None:
+            raise OSError(-result, f"copying a carrier: {os.strerror(-result)}")
+        return made
+
+
+def instantiate(
+    carrier: Carrier,
+    slot: int,
+    channel: int,
+    user: tuple[int, int],
+    admit,
+    limits,
+    processors,
+) -> tuple[int, int]:
+    """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
+
+    `slot` is the pid of the slot's init; `user` its uid and gid inside, (0, 0) for a one-id map.
+    `admit(pid)` puts the stopped copy under its control group before it owns a page of its own;
+    `limits` maps RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
+    Returns its pid and that of its own carrier, stopped, which shares its memory and is the
+    caller's to kill. Raises tracer.TraceError or OSError, and then nothing is left running.
+    """
+    shadow = carrier.copy()
+    kernel = None
+    try:
+        admit(shadow)
+        registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
+        registers.rip = carrier.page + ENTRY_CARRIER
+        registers.rax, registers.orig_rax = 0, 2**64 - 1
+        registers.r12, registers.r13 = slot, channel
+        registers.r14 = carrier.state.rseq_pointer
+        registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
+        registers.rbx = user[1] << 32 | user[0]
+        registers.rsi = carrier.thread_id
+        result, kernel = tracer.run_page(shadow, carrier.page, registers)
+        if result < 0 or kernel is None:
+            raise OSError(-result, f"entering a slot: {os.strerror(-result)}")
+        result, _ = tracer.run_page(kernel, carrier.page, None)
+        if result != KERNEL_DONE:
+            raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
+        for kind, pair in limits.items():
+            resource.prlimit(kernel, kind, pair)
+        os.sched_setaffinity(kernel, processors)
+        check_walls(kernel)
+        tracer.load_state(kernel, carrier.state)
+        tracer.detach(kernel)
+    except BaseException:
+        if kernel is not None:
+            tracer.kill(kernel)
+        tracer.kill(shadow)
+        raise
+    return kernel, shadow
+
+
+def check_walls(pid: int) -> None:
+    """Read from outside what a process that is about to run still has; raise if it is anything."""
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        rows = dict(line.split(b":\t", 1) for line in file.read().splitlines() if b":\t" in line)
+    held = [
+        name
+        for name in (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb")
+        if int(rows[name], 16)
+    ]
+    if held or rows[b"NoNewPrivs"] != b"1" or rows[b"Seccomp"] != b"2":
+        raise tracer.TraceError(f"{pid} would have run with {held}, {rows[b'Seccomp']!r}")
+
+
+def _expect(pid: int, state: tracer.State, page: int, number: int, *arguments: int) -> int:
+    result, _ = tracer.system_call(pid, state, page, number, *arguments)
+    if result < 0:
+        raise tracer.TraceError(f"call {number} in {pid}: {os.strerror(-result)}")
+    return result
+
+
+def _read(pid: int, address: int, length: int) -> bytes:
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(address)
+        return memory.read(length)
+
+
+def _find_thread_id(pid: int, thread_area: int, wanted: int) -> int:
+    """Where libc keeps the main thread's id. Raises TraceError if that is not certain."""
+    area = _read(pid, thread_area, _THREAD_AREA)
+    words = memoryview(area).cast("i")
+    if words[_THREAD_ID_OFFSET // 4] == wanted:
+        return thread_area + _THREAD_ID_OFFSET
+    found = [index for index, word in enumerate(words) if word == wanted]
+    if len(found) != 1:
+        raise tracer.TraceError("this C library keeps the thread's id in a place not known")
+    return thread_area + 4 * found[0]

@@ -1,0 +1,301 @@
+"""Control groups of both versions, as the launcher prepares them and the station uses them.
+
+The launcher (who may be host root) makes one group a station in every hierarchy that it can write
+and hands over a descriptor of each; the station makes groups for sandboxes and their runs below it
+and never names a path. On version 1 the limits sit in `memory`, `pids`, `cpu` and `cpuacct`, and
+killing in the bare version 2 tree, where `cgroup.kill` works without any controller.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["Figures", "Group", "Hierarchy", "Station", "discover", "prepare", "remove"]
+
+_VERSION_1 = ("memory", "pids", "cpu", "cpuacct")
+_VERSION_2 = ("memory", "pids", "cpu")
+_PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth controller
+
+
+class Hierarchy:
+    """One mounted tree: its version, the controllers that work in it, and a group in it."""
+
+    __slots__ = ("controllers", "descriptor", "path", "version")
+
+    def __init__(self, version: int, controllers: list[str], path: str, descriptor: int = -1):
+        self.version = version
+        self.controllers = controllers
+        self.path = path
+        self.descriptor = descriptor
+
+    def row(self) -> dict[str, object]:
+        return {"version": self.version, "controllers": self.controllers, "fd": self.descriptor}
+
+
+class Figures:
+    """What a group used: s of processor time, bytes at the peak, kills for want of memory, and
+    forks refused; None where nothing counts it."""
+
+    __slots__ = ("cpu", "oom_kills", "peak_memory", "refused_forks")
+
+    def __init__(self) -> None:
+        self.cpu: float | None = None
+        self.peak_memory: int | None = None
+        self.oom_kills = 0
+        self.refused_forks = 0
+
+
+# --- the launcher's half ------------------------------------------------------------------------
+
+
+def discover(mounts: str, own: str) -> list[Hierarchy]:
+    """The hierarchies of /proc/self/mountinfo and the caller's groups in /proc/self/cgroup."""
+    groups = {}
+    for line in own.splitlines():
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            groups[name] = path
+    found = []
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        root, point = left.split()[3:5]
+        if kind == "cgroup2" and "" in groups:
+            found.append(Hierarchy(2, [], _below(point, root, groups[""])))
+        elif kind == "cgroup":
+            names = [name for name in options.split(",") if name in _VERSION_1]
+            if names and names[0] in groups:
+                found.append(Hierarchy(1, names, _below(point, root, groups[names[0]])))
+    return found
+
+
+def _below(point: str, root: str, group: str) -> str:
+    """Where a group is seen, for a mount that shows the hierarchy from `root` on."""
+    inside = os.path.relpath(group, root) if root != "/" else group.lstrip("/")
+    return point if inside in ("", ".") or inside.startswith("..") else f"{point}/{inside}"
+
+
+def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierarchy]:
+    """Make a group called `name` in each hierarchy where that works, for uid `owner` to use."""
+    ready = []
+    for hierarchy in found:
+        path = f"{hierarchy.path}/{name}"
+        try:
+            controllers = hierarchy.controllers
+            if hierarchy.version == 2:
+                controllers = _enable(hierarchy.path, _VERSION_2)
+            os.mkdir(path)
+        except OSError:
+            continue  # not ours to use: the attestation says which guards there are
+        if hierarchy.version == 2:
+            os.mkdir(f"{path}/station")
+            controllers = _enable(path, controllers)
+        if owner is not None:
+            _give(path, owner)
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ready.append(Hierarchy(hierarchy.version, list(controllers), path, opened))
+    return ready
+
+
+def _enable(path: str, wanted) -> list[str]:
+    """Switch controllers on for the children of a group; returns those that are on."""
+    with open(f"{path}/cgroup.controllers") as file:
+        offered = set(file.read().split())
+    for name in wanted:
+        if name in offered:
+            try:
+                with open(f"{path}/cgroup.subtree_control", "w") as file:
+                    file.write(f"+{name}")
+            except OSError:
+                continue
+    with open(f"{path}/cgroup.subtree_control") as file:
+        return [name for name in file.read().split() if name in wanted]
+
+
+def _give(path: str, owner: int) -> None:
+    os.chown(path, owner, owner)
+    for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
+        if os.path.exists(f"{path}/{name}"):
+            os.chown(f"{path}/{name}", owner, owner)
+
+
+def remove(path: str) -> None:
+    """Remove a group and those below it. Raises OSError while a process is in one of them."""
+    for entry in os.scandir(path):
+        if entry.is_dir(follow_symlinks=False):
+            remove(entry.path)
+    os.rmdir(path)
+
+
+# --- the station's half -------------------------------------------------------------------------
+
+
+class Station:
+    """The groups of one station; makes one for each sandbox."""
+
+    def __init__(self, rows: list[dict]) -> None:
+        self.hierarchies = [
+            Hierarchy(row["version"], row["controllers"], "", row["fd"]) for row in rows
+        ]
+        controllers = {name: h for h in self.hierarchies for name in h.controllers}
+        self.controllers = controllers
+        self.killing = next((h for h in self.hierarchies if h.version == 2), None)
+
+    @property
+    def source(self) -> str:
+        """Where figures come from, for `Usage.source`."""
+        memory = self.controllers.get("memory")
+        return "rusage" if memory is None else f"cgroup-v{memory.version}"
+
+    def group(self, name: str) -> Group:
+        return Group(self, name)
+
+
+class Group:
+    """A sandbox's group, or a run's below it, in every hierarchy at once."""
+
+    def __init__(self, station: Station, name: str) -> None:
+        self.station = station
+        self.name = name
+        self._entries: list[int] = []
+        self.children = 0
+        for hierarchy in station.hierarchies:
+            os.mkdir(name, dir_fd=hierarchy.descriptor)
+
+    def child(self) -> Group:
+        """A group below this one, for one run."""
+        if not self.children:
+            for hierarchy in self.station.hierarchies:
+                if hierarchy.version == 2 and hierarchy.controllers:
+                    text = " ".join(f"+{name}" for name in hierarchy.controllers)
+                    self._write(hierarchy, "cgroup.subtree_control", text)
+        self.children += 1
+        return Group(self.station, f"{self.name}/{self.children}")
+
+    def limit(self, *, memory: int | None, pids: int | None, cpu: float | None) -> None:
+        """Set limits: bytes, processes, cores. None leaves one as it is."""
+        if memory is not None and (hierarchy := self._with("memory")):
+            if hierarchy.version == 1:
+                self._write(hierarchy, "memory.limit_in_bytes", str(memory))
+                self._try(hierarchy, "memory.memsw.limit_in_bytes", str(memory))
+                self._try(hierarchy, "memory.swappiness", "0")
+            else:
+                self._write(hierarchy, "memory.max", str(memory))
+                self._try(hierarchy, "memory.swap.max", "0")
+                self._try(hierarchy, "memory.oom.group", "1")
+        if pids is not None and (hierarchy := self._with("pids")):
+            self._write(hierarchy, "pids.max", str(pids))
+        if cpu is not None and (hierarchy := self._with("cpu")):
+            quota = max(1000, int(cpu * _PERIOD))
+            if hierarchy.version == 1:
+                self._write(hierarchy, "cpu.cfs_period_us", str(_PERIOD))
+                self._write(hierarchy, "cpu.cfs_quota_us", str(quota))
+            else:
+                self._write(hierarchy, "cpu.max", f"{quota} {_PERIOD}")
+
+    def admit(self, pid: int) -> None:
+        """Move a process here. What it makes from then on is born here."""
+        if not self._entries:
+            for hierarchy in self.station.hierarchies:
+                self._entries.append(self._open(hierarchy, "cgroup.procs", os.O_WRONLY))
+        text = str(pid).encode()
+        for entry in self._entries:
+            os.write(entry, text)
+
+    def figures(self) -> Figures:
+        figures = Figures()
+        if hierarchy := self._with("memory"):
+            first = hierarchy.version == 1
+            events = self._read(hierarchy, "memory.oom_control" if first else "memory.events")
+            figures.oom_kills = _number(events, "oom_kill")
+            peak = self._read(hierarchy, "memory.max_usage_in_bytes" if first else "memory.peak")
+            figures.peak_memory = int(peak) if peak else None
+        if hierarchy := self._with("pids"):
+            figures.refused_forks = _number(self._read(hierarchy, "pids.events"), "max")
+        figures.cpu = self.cpu()
+        return figures
+
+    def cpu(self) -> float | None:
+        """Seconds of processor time so far."""
+        if hierarchy := self._with("cpuacct"):
+            text = self._read(hierarchy, "cpuacct.usage")
+            return int(text) / 1e9 if text else None
+        if (hierarchy := self._with("cpu")) and hierarchy.version == 2:
+            return _number(self._read(hierarchy, "cpu.stat"), "usage_usec") / 1e6
+        return None
+
+    def kill(self) -> bool:
+        """SIGKILL everything in it at once; False where the kernel cannot."""
+        return self.station.killing is not None and self._try(
+            self.station.killing, "cgroup.kill", "1"
+        )
+
+    def empty(self) -> bool:
+        """True if no process is left in it, as far as it can kill at all."""
+        killing = self.station.killing
+        return killing is None or not _number(self._read(killing, "cgroup.events"), "populated")
+
+    def close(self) -> None:
+        for entry in self._entries:
+            os.close(entry)
+        self._entries = []
+
+    def remove(self) -> bool:
+        """Remove it and its children; False while the kernel still counts somebody in it."""
+        self.close()
+        for number in range(1, self.children + 1):
+            if not self._remove(f"{self.name}/{number}"):
+                return False
+        return self._remove(self.name)
+
+    def _remove(self, name: str) -> bool:
+        gone = True
+        for hierarchy in self.station.hierarchies:
+            try:
+                os.rmdir(name, dir_fd=hierarchy.descriptor)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+    def _with(self, controller: str) -> Hierarchy | None:
+        return self.station.controllers.get(controller)
+
+    def _open(self, hierarchy: Hierarchy, file: str, flags: int) -> int:
+        return os.open(
+            f"{self.name}/{file}", flags | os.O_CLOEXEC, dir_fd=hierarchy.descriptor
+        )
+
+    def _write(self, hierarchy: Hierarchy, file: str, text: str) -> None:
+        opened = self._open(hierarchy, file, os.O_WRONLY)
+        try:
+            os.write(opened, text.encode())
+        finally:
+            os.close(opened)
+
+    def _try(self, hierarchy: Hierarchy, file: str, text: str) -> bool:
+        """Write where the kernel has the file and the group may."""
+        try:
+            self._write(hierarchy, file, text)
+        except OSError:
+            return False
+        return True
+
+    def _read(self, hierarchy: Hierarchy, file: str) -> str:
+        try:
+            opened = self._open(hierarchy, file, os.O_RDONLY)
+        except FileNotFoundError:
+            return ""
+        try:
+            return os.read(opened, 4096).decode()
+        finally:
+            os.close(opened)
+
+
+def _number(text: str, key: str) -> int:
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0

@@ -1,0 +1,131 @@
+"""A process in a slot without ptrace: a copy of the station that enters, gives up everything, and
+executes an interpreter. For machines (or root file systems) where a carrier cannot be had; it pays
+an interpreter's start each time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+from . import _calls as calls
+from . import carrier, tracer
+
+__all__ = ["spawn"]
+
+_ALL_BUT_PID = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID
+_SECUREBITS = 0xEB  # as in blob.S
+
+
+def spawn(words, environment, slot, channel, user, admit, limits, program, processors) -> int:
+    """Execute `words` in the slot with `channel` as descriptor 3; returns its pid.
+
+    `program` is the seccomp filter. Raises OSError, and then nothing is left running.
+    """
+    go_read, go_write = os.pipe()
+    told_read, told_write = os.pipe()
+    try:
+        middle = calls.clone(0)
+        if middle == 0:
+            os.close(told_read)
+            os.close(go_write)
+            _enter(
+                words, environment, slot, channel, user, limits, program, processors,
+                go_read, told_write,
+            )  # fmt: skip
+        os.close(told_write)
+        told_write = -1
+        admit(middle)
+        os.write(go_write, b"g")
+        pid = _number(os.read(told_read, 64))
+        os.waitpid(middle, 0)
+        try:
+            _number(os.read(told_read, 64))  # it has given up everything and waits
+            carrier.check_walls(pid)
+            os.write(go_write, b"g")
+            rest = os.read(told_read, 64)
+            if rest:
+                _number(rest)
+        except BaseException:
+            tracer.kill(pid)
+            raise
+    finally:
+        for descriptor in (go_read, go_write, told_read, told_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+    return pid
+
+
+def _number(message: bytes) -> int:
+    """A pid that the child tells, or the step and error it ended with."""
+    if message[:1] != b"!":
+        return int(message or b"0")
+    step, number = message[1:].decode().split("|")
+    raise OSError(int(number), f"{step}: {os.strerror(int(number))}")
+
+
+def _enter(words, environment, slot, channel, user, limits, program, processors, go, told) -> None:
+    """The copy's side, twice: the first makes the second, which is born inside. Never returns."""
+    step = "wait"
+    try:
+        os.read(go, 1)
+        step = "enter the slot"
+        inside = calls.pidfd_open(slot.init)
+        calls.setns(inside, calls.CLONE_NEWPID)
+        born = calls.clone(calls.CLONE_PARENT)
+        if born:
+            os.write(told, str(born).encode())
+            os._exit(0)
+        calls.setns(inside, _ALL_BUT_PID)
+        os.chdir("/")
+        step = "set limits"
+        os.sched_setaffinity(0, processors)
+        for kind, pair in limits.items():
+            resource.setrlimit(kind, pair)
+        step = "descriptors"
+        go, told = _only(channel, go, told)
+        step = "give up capabilities"
+        _give_up(user)
+        step = "seccomp"
+        calls.set_seccomp(program)
+        os.write(told, b"0")
+        os.read(go, 1)
+        step = "execute the interpreter"
+        os.execve(words[0], words, environment)
+    except OSError as error:
+        os.write(told, f"!{step}|{error.errno}".encode())
+    finally:
+        os._exit(125)
+
+
+def _only(channel: int, go: int, told: int) -> tuple[int, int]:
+    """Keep /dev/null on 0 to 2, the channel on 3, and two of our own that an exec closes."""
+    high = [os.dup(descriptor) for descriptor in (channel, go, told)]
+    while min(high) < 10:
+        high = [os.dup(descriptor) for descriptor in high]
+    nothing = os.open("/dev/null", os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(nothing, descriptor)
+    os.dup2(high[0], 3)
+    for old, new in ((high[1], 4), (high[2], 5)):
+        os.dup2(old, new, inheritable=False)
+    calls.close_range(6)
+    return 4, 5
+
+
+def _give_up(user: tuple[int, int]) -> None:
+    calls.prctl(28, _SECUREBITS)
+    for capability in range(64):
+        try:
+            calls.prctl(24, capability)
+        except OSError:
+            break
+    if user[0]:
+        os.setgroups([])
+        os.setresuid(0, 0, 0)
+        os.setresgid(user[1], user[1], user[1])
+        os.setresuid(user[0], user[0], user[0])
+    calls.drop_all_capabilities()
+    os.setsid()
+    calls.prctl(4, 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

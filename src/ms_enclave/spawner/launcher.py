@@ -1,0 +1,228 @@
+"""Starts a station and outlives it: `python -I -S launcher.py CONTROL PLAN`, by the client.
+
+The only part that may run as host root. It does what only the host can do (an id range that
+nobody else uses, control groups, trees of folders whose parents are closed), makes the station in
+namespaces of its own, writes its id map, and from then on only waits, to remove the control groups
+when the station is gone. CONTROL is the station's end of the control socket, PLAN a file with the
+plan as JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from ms_enclave.spawner import _calls as calls  # noqa: E402
+from ms_enclave.spawner import cgroups, root  # noqa: E402
+
+__all__ = ["FIRST_ID", "SLOTS", "main"]
+
+FIRST_ID = 300_000
+SLOTS = 1024
+_RANGE = SLOTS * 65536
+_RANGES = (2**32 - FIRST_ID) // _RANGE
+_LOCKS = "/run/ms-enclave/ids"
+
+
+class StartError(Exception):
+    """A step of the start that failed: its name, the error number, and the kernel's words."""
+
+    def __init__(self, step: str, number: int, text: str) -> None:
+        super().__init__(f"{step}: {text}")
+        self.row = {"event": "failed", "step": step, "errno": number, "text": text}
+
+
+def main(control: int, plan_file: int) -> None:
+    with open(plan_file, "rb") as file:
+        plan = json.load(file)
+    peer = socket.socket(fileno=control)
+    try:
+        station, groups, kept = _start(plan, control)
+    except StartError as error:
+        peer.send(json.dumps(error.row).encode())
+        return
+    peer.close()
+    os.waitpid(station, 0)
+    for group in groups:
+        _remove(group.path)
+    if kept >= 0:
+        os.close(kept)
+
+
+def _start(plan: dict, control: int):
+    """Make the station; returns its pid, its control groups and the lock on its ids."""
+    first, lock = _choose_ids()
+    plan["root_mode"] = first is not None
+    name = f"ms-enclave-{plan['instance']}"
+    with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
+        groups = cgroups.prepare(cgroups.discover(mounts.read(), own.read()), name, first)
+    plan["groups"] = [group.row() for group in groups]
+    try:
+        return _clone_station(plan, control, first, groups), groups, lock
+    except BaseException:
+        for group in groups:
+            _remove(group.path)
+        raise
+
+
+def _clone_station(plan: dict, control: int, first: int | None, groups) -> int:
+    trees = _step("open", root.open_trees, plan) if first is not None else []
+    go_read, go_write = os.pipe()
+    life_read, life_write = os.pipe()
+    pid = _step("clone", calls.clone, calls.EVERY_NAMESPACE)
+    if pid == 0:
+        os.close(go_write)
+        os.close(life_write)
+        _become_station(plan, control, life_read, go_read, trees)
+    for tree, _ in trees:
+        os.close(tree)
+    os.close(go_read)
+    os.close(life_read)  # life_write stays open: its end is how the station learns of ours
+    try:
+        _step("id map", _write_map, pid, first)
+        for group in groups:
+            if group.version == 2:
+                with open(f"{group.path}/station/cgroup.procs", "w") as file:
+                    file.write(str(pid))
+    except BaseException:
+        os.close(go_write)
+        os.waitpid(pid, 0)
+        raise
+    os.write(go_write, b"g")
+    os.close(go_write)
+    return pid
+
+
+def _step(name: str, action, *arguments):
+    try:
+        return action(*arguments)
+    except OSError as error:
+        raise StartError(name, error.errno or 0, str(error.strerror or error)) from error
+
+
+# --- identities ---------------------------------------------------------------------------------
+
+
+def _choose_ids() -> tuple[int | None, int]:
+    """The first host id of a range of our own and the lock on it; (None, -1) for a one-id map.
+
+    A station never has an outside id 0: started by host root it gets a range from `FIRST_ID` on,
+    or it is refused.
+    """
+    with open("/proc/self/uid_map") as users, open("/proc/self/gid_map") as groups:
+        maps = [_lines(users.read()), _lines(groups.read())]
+    if os.geteuid() != 0:
+        return None, -1
+    os.makedirs(_LOCKS, 0o700, exist_ok=True)
+    taken = _subordinate_ids()
+    for number in range(_RANGES):
+        first = FIRST_ID + number * _RANGE
+        fits = all(any(a <= first and first + _RANGE <= a + n for a, _, n in m) for m in maps)
+        if not fits or any(a < first + _RANGE and first < a + n for a, n in taken):
+            continue
+        lock = os.open(f"{_LOCKS}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return first, lock
+    if maps[0][0][1] != 0:  # root of a user namespace, not of the host: its one id is harmless
+        return None, -1
+    raise StartError("id range", errno.EUSERS, "every range of ids is taken by a station")
+
+
+def _lines(text: str) -> list[list[int]]:
+    return [[int(word) for word in line.split()] for line in text.splitlines()]
+
+
+def _subordinate_ids() -> list[tuple[int, int]]:
+    """Ranges that /etc/subuid and /etc/subgid give to somebody."""
+    found = []
+    for path in ("/etc/subuid", "/etc/subgid"):
+        try:
+            with open(path) as file:
+                rows = [line.strip().split(":") for line in file]
+        except OSError:
+            continue
+        found += [(int(row[1]), int(row[2])) for row in rows if len(row) == 3]
+    return found
+
+
+def _write_map(pid: int, first: int | None) -> None:
+    if first is None:
+        lines = {"uid_map": f"0 {os.geteuid()} 1\n", "gid_map": f"0 {os.getegid()} 1\n"}
+        _put(f"/proc/{pid}/setgroups", "deny")
+    else:
+        lines = dict.fromkeys(("gid_map", "uid_map"), f"0 {first} {_RANGE}\n")
+    for name, line in lines.items():
+        _put(f"/proc/{pid}/{name}", line)
+
+
+def _put(path: str, text: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+# --- the child's side ---------------------------------------------------------------------------
+
+
+def _become_station(plan: dict, control: int, life: int, go: int, trees) -> None:
+    """From a copy of the launcher to the station's own program; never returns."""
+    try:
+        if os.read(go, 1) != b"g":
+            os._exit(125)
+        os.close(go)
+        _step("take ids", _take_ids, plan["root_mode"])
+        if not plan["root_mode"]:
+            trees = _step("open", root.open_trees, plan)
+        _step("root", root.build, plan, trees)
+        keep = [control, life, *(group["fd"] for group in plan["groups"])]
+        for descriptor in keep:
+            os.set_inheritable(descriptor, True)
+        message = os.memfd_create("plan", 0)
+        os.write(message, json.dumps(plan).encode())
+        os.lseek(message, 0, os.SEEK_SET)
+        program = f"{root.CODE}/ms_enclave/spawner/station.py"
+        words = [plan["station_python"], "-I", "-S", program, str(control), str(life), str(message)]
+        _step("execute the station", os.execve, plan["station_python"], words, {})
+    except StartError as error:
+        os.write(control, json.dumps(error.row).encode())
+    finally:
+        os._exit(125)
+
+
+def _take_ids(root_mode: bool) -> None:
+    if root_mode:
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _remove(path: str) -> None:
+    """Remove a control group whose last process has just died; the kernel needs a moment."""
+    deadline = time.monotonic() + 2
+    while True:
+        try:
+            cgroups.remove(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,110 @@
+"""The one root file system of a station: read-only pieces of the host over an empty one.
+
+Sandboxes see a copy of it in their own mount namespace, plus the file systems of their own that a
+slot brings. What stands in a plan is decided by the caller (`boxes/_process_plan.py`); here it is
+only done.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from . import _calls as calls
+
+__all__ = ["CODE", "EMPTY", "GUEST", "build", "open_trees"]
+
+CODE = "/run/enclave/code"
+"""Where the station sees our own package, until it has loaded what it needs."""
+GUEST = "/run/enclave/guest"
+EMPTY = ("/run/enclave/empty/file", "/run/enclave/empty/folder")
+"""What hides a file or a folder that a sandbox must not see."""
+
+_READ_ONLY = calls.MOUNT_READ_ONLY | calls.MOUNT_NOSUID | calls.MOUNT_NODEV
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+)
+_FOLDERS = ("/dev/pts", "/dev/shm", "/proc", "/tmp", "/run/enclave")
+_HOLDERS = ("/tmp", "/mnt", "/var", "/usr")  # any folder will do to hold the new root for a moment
+
+
+def open_trees(plan: dict) -> list[tuple[int, str]]:
+    """Detached copies of everything the plan takes from the host, with where each goes.
+
+    Done by whoever may read the sources: host root also gets past a closed parent folder, and what
+    then shows in the sandbox is only the copy.
+    """
+    trees = []
+    package = plan["package"]
+    wanted = [
+        *plan["binds"],
+        {"source": package, "target": f"{CODE}/ms_enclave", "writable": False},
+        {"source": f"{package}/guest", "target": GUEST, "writable": False},
+    ]
+    for bind in wanted:
+        try:
+            tree = calls.open_tree(bind["source"])
+        except OSError as error:
+            raise OSError(error.errno, f"{bind['source']}: {error.strerror}") from error
+        attributes = _READ_ONLY
+        if bind["writable"]:
+            attributes = calls.MOUNT_NOSUID | calls.MOUNT_NODEV
+        calls.mount_setattr(tree, attributes)
+        trees.append((tree, bind["target"]))
+    return trees
+
+
+def build(plan: dict, trees: list[tuple[int, str]]) -> None:
+    """Make the new root, move into it, and leave the host's behind."""
+    calls.mount("", "/", None, calls.MS_REC | calls.MS_PRIVATE)
+    devices = [(calls.open_tree(f"/dev/{name}"), f"/dev/{name}") for name in _DEVICES]
+    root = calls.make_filesystem(
+        "tmpfs",
+        {"size": "8m", "nr_inodes": "4k", "mode": "0755"},
+        calls.MOUNT_NOSUID | calls.MOUNT_NODEV,
+    )
+    holder = next(path for path in _HOLDERS if os.path.isdir(path))
+    calls.move_mount(root, holder)
+    os.close(root)
+    os.chdir(holder)
+    for path in (*_FOLDERS, *plan["folders"], os.path.dirname(EMPTY[0]), EMPTY[1]):
+        os.makedirs(f".{path}", 0o755, exist_ok=True)
+    for path, text in plan["files"].items():
+        _write(f".{path}", text)
+    _write(f".{EMPTY[0]}", "")
+    for tree, target in sorted([*trees, *devices], key=lambda pair: pair[1].count("/")):
+        _attach(tree, f".{target}")
+    for path, text in [*plan["links"], *_DEVICE_LINKS]:
+        if not os.path.lexists(f".{path}"):
+            os.makedirs(os.path.dirname(f".{path}"), 0o755, exist_ok=True)
+            os.symlink(text, f".{path}")
+    flags = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
+    calls.mount("proc", "./proc", "proc", flags)
+    calls.pivot_root(".", ".")
+    calls.umount(".")
+    os.chdir("/")
+
+
+def _attach(tree: int, target: str) -> None:
+    """Put a tree where it belongs, making the place if the new root has none yet."""
+    if not os.path.lexists(target):
+        parent = os.path.dirname(target)
+        os.makedirs(parent, 0o755, exist_ok=True)
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.mkdir(target, 0o755)
+        else:
+            _write(target, "")
+    calls.move_mount(tree, target)
+    os.close(tree)
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o644)

@@ -1,0 +1,298 @@
+"""Slots: the namespaces that a sandbox lives in, each held by an init that does nothing but reap.
+
+A slot is made ahead of need and knows nothing of the sandbox that will use it; `furnish` gives it
+the sandbox's own file systems when one takes it. The init drops everything it could use before any
+code of a user runs beside it: it has no capability, takes a filter, and cannot be traced.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+
+from . import _calls as calls
+
+__all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "make_slot"]
+
+ROOTLESS_ID = 1000
+_IDS = 65536
+_SHARED_MEMORY = "size=64m,nr_inodes=1k,mode=1777"
+_ATTRIBUTES = calls.MOUNT_NOSUID | calls.MOUNT_NODEV
+_MASKED = (  # shows the host's hardware, users or kernel; not one of them is needed by a program
+    "acpi", "asound", "cmdline", "config.gz", "diskstats", "interrupts", "iomem", "kallsyms",
+    "kcore", "key-users", "keys", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats",
+    "locks", "modules", "partitions", "sched_debug", "scsi", "slabinfo", "timer_list",
+    "timer_stats", "vmallocinfo",
+)  # fmt: skip
+_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+
+class SlotError(Exception):
+    """A slot could not be made. `step` names what was being done."""
+
+    def __init__(self, step: str, number: int) -> None:
+        super().__init__(f"{step}: {os.strerror(number)}")
+        self.step = step
+        self.number = number
+
+
+class Slot:
+    """A set of namespaces: the pid of its init, and its number among the station's id ranges.
+
+    `first_id` is the id of the station that is 0 inside, None for a one-id map.
+    """
+
+    __slots__ = ("first_id", "init", "namespace", "number")
+
+    def __init__(self, init: int, number: int, first_id: int | None) -> None:
+        self.init = init
+        self.number = number
+        self.first_id = first_id
+        self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
+
+
+def make_slot(number: int, root_mode: bool, hostname: str, init_filter: bytes, keep, masks) -> Slot:
+    """Make a slot. Raises SlotError, and then nothing of it is left.
+
+    `init_filter` is the seccomp program for the init; `keep` the set of CPUs it may use; `masks`
+    are an empty file and an empty folder to hide things with.
+    """
+    ready_read, ready_write = os.pipe()
+    go_read, go_write = os.pipe()
+    try:
+        pid = calls.clone(calls.EVERY_NAMESPACE)
+        if pid == 0:
+            _become_init(root_mode, hostname, init_filter, keep, masks, go_read, ready_write)
+        os.close(ready_write)
+        ready_write = -1
+        _write_map(pid, number, root_mode)
+        os.write(go_write, b"g")
+        answer = os.read(ready_read, 4096)
+    finally:
+        for descriptor in (ready_read, go_read, go_write, ready_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+    if answer != b"ready":
+        os.waitpid(pid, 0)
+        step, _, number_text = answer.decode().partition("|")
+        raise SlotError(step or "init", int(number_text or 0))
+    return Slot(pid, number, number * _IDS if root_mode else None)
+
+
+def _write_map(pid: int, number: int, root_mode: bool) -> None:
+    if root_mode:
+        line = f"0 {number * _IDS} {_IDS}\n"
+    else:
+        _put(f"/proc/{pid}/setgroups", "deny")
+        line = f"{ROOTLESS_ID} 0 1\n"
+    _put(f"/proc/{pid}/gid_map", line)
+    _put(f"/proc/{pid}/uid_map", line)
+
+
+def _become_init(root_mode, hostname, init_filter, keep, masks, go, ready) -> None:
+    """The child's side; never returns."""
+    step = "start"
+    try:
+        for step in _set_up(root_mode, hostname, keep, masks, go):
+            pass
+        step = "close_range"
+        os.dup2(ready, 3)
+        calls.close_range(4)
+        step = "give up capabilities"
+        for capability in range(64):
+            try:
+                calls.prctl(24, capability)  # CAPBSET_DROP
+            except OSError:
+                break
+        calls.drop_all_capabilities()
+        calls.prctl(4, 0)  # SET_DUMPABLE: nobody inside reads or traces it
+        step = "seccomp"
+        calls.set_seccomp(init_filter)
+        os.write(3, b"ready")
+        os.close(3)
+        _reap_for_ever()
+    except OSError as error:
+        os.write(3 if step in ("give up capabilities", "seccomp") else ready,
+                 f"{step}|{error.errno}".encode())
+    finally:
+        os._exit(125)
+
+
+def _set_up(root_mode: bool, hostname: str, keep, masks, go: int):
+    """Everything that needs the slot's capabilities, step by step; yields each step's name."""
+    yield "wait for the id map"
+    if os.read(go, 1) != b"g":
+        raise OSError(32, "the station is gone")
+    os.sched_setaffinity(0, keep)
+    yield "take the slot's ids"
+    user = 0 if root_mode else ROOTLESS_ID
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    os.setsid()
+    yield "mount /proc"
+    flags = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
+    calls.mount("proc", "/proc", "proc", flags, "hidepid=2")
+    yield "forbid user namespaces"
+    _put("/proc/sys/user/max_user_namespaces", "0")
+    yield "cover parts of /proc"
+    _cover_proc(masks)
+    yield "mount /dev/shm"
+    calls.mount("tmpfs", "/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY)
+    yield "mount /dev/pts"
+    calls.mount(
+        "devpts", "/dev/pts", "devpts", calls.MS_NOSUID | calls.MS_NOEXEC,
+        "newinstance,ptmxmode=0666,mode=0620,max=16",
+    )  # fmt: skip
+    yield "set the host name"
+    socket.sethostname(hostname)
+    yield "bring up the loopback interface"
+    _loopback_up()
+    os.chdir("/")
+
+
+def _cover_proc(masks) -> None:
+    file, folder = masks
+    for name in _MASKED:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            calls.mount(folder, path, None, calls.MS_BIND)
+        elif os.path.exists(path):
+            calls.mount(file, path, None, calls.MS_BIND)
+    flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID
+    for name in _READ_ONLY:
+        path = f"/proc/{name}"
+        if os.path.exists(path):
+            calls.mount(path, path, None, calls.MS_BIND)
+            calls.mount(path, path, None, flags | calls.MS_NODEV | calls.MS_NOEXEC)
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH14x", b"lo", 1)  # IFF_UP
+        fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def _reap_for_ever() -> None:
+    children = frozenset({signal.SIGCHLD})
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        signal.sigwaitinfo(children)
+
+
+def _put(path: str, text: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+# --- what a sandbox brings into its slot --------------------------------------------------------
+
+
+class Store:
+    """A sandbox's bounded layer store: one file system, mounted nowhere.
+
+    `layered` says whether the work folder and /tmp are overlays above it (so that a checkpoint can
+    take layers away) or plain bounded file systems.
+    """
+
+    __slots__ = ("descriptor", "layered")
+
+    def __init__(self, descriptor: int, layered: bool) -> None:
+        self.descriptor = descriptor
+        self.layered = layered
+
+    def full(self) -> bool:
+        """True if no byte or no inode is left."""
+        free = os.fstatvfs(self.descriptor)
+        return free.f_bfree == 0 or free.f_ffree == 0
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def furnish(
+    slot: Slot, own_mounts: int, work: str, size: int, inodes: int, user: tuple[int, int]
+) -> Store:
+    """Give a slot its work folder and /tmp, both on one store of `size` bytes and `inodes` files.
+
+    `own_mounts` is a descriptor of the station's mount namespace, to come back to; `user` the uid
+    and gid, inside, that own the work folder. Raises OSError, and then no store is left.
+    """
+    base = slot.first_id or 0
+    inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
+    store = calls.make_filesystem(
+        "tmpfs", {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}, _ATTRIBUTES
+    )
+    trees: list[tuple[int, str]] = []
+    try:
+        layered = True
+        for name, target, mode, owner in (
+            ("work", work, 0o700, inside),
+            ("tmp", "/tmp", 0o1777, (base, base)),
+        ):
+            try:
+                tree = _overlay(store, name, mode, owner)
+            except OSError:
+                layered = False  # an older kernel: bounded all the same, but nothing to stack on
+                tree = _folder(store, size, inodes, mode, owner)
+            trees.append((tree, target))
+        _attach(slot, own_mounts, trees)
+    except BaseException:
+        os.close(store)
+        raise
+    finally:
+        for tree, _ in trees:
+            os.close(tree)
+    return Store(store, layered)
+
+
+def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
+    layers = []
+    try:
+        for kind in ("lower", "upper", "scratch"):
+            path = f"{name}-{kind}"
+            os.mkdir(path, 0o700, dir_fd=store)
+            layers.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=store))
+        for layer in layers[:2]:
+            os.fchmod(layer, mode)
+            os.fchown(layer, *owner)
+        lower, upper, scratch = layers
+        return calls.make_filesystem(
+            "overlay",
+            {"userxattr": None, "lowerdir+": lower, "upperdir": upper, "workdir": scratch},
+            _ATTRIBUTES,
+        )
+    finally:
+        for layer in layers:
+            os.close(layer)
+
+
+def _folder(store: int, size: int, inodes: int, mode: int, owner: tuple[int, int]) -> int:
+    options = {
+        "size": str(size), "nr_inodes": str(inodes), "mode": f"{mode:o}",
+        "uid": str(owner[0]), "gid": str(owner[1]),
+    }  # fmt: skip
+    return calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
+
+
+def _attach(slot: Slot, own_mounts: int, trees: list[tuple[int, str]]) -> None:
+    """Mount detached trees inside a slot; the station steps in and back out."""
+    inside = os.open(f"/proc/{slot.init}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        calls.setns(inside, calls.CLONE_NEWNS)
+        try:
+            for tree, target in trees:
+                calls.move_mount(tree, target)
+        finally:
+            calls.setns(own_mounts, calls.CLONE_NEWNS)
+    finally:
+        os.close(inside)

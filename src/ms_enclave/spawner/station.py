@@ -1,0 +1,413 @@
+"""The station: pid 1 of its own namespaces, parent of everything in every sandbox.
+
+`python -I -S station.py CONTROL LIFE PLAN`, executed by the launcher's child inside the finished
+root. Single-threaded, because ptrace belongs to a thread. It speaks JSON packets with descriptors
+over CONTROL and never reads a byte that user code wrote: what a program is, reads and prints
+passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
+launcher) closes, and the kernel then ends everything else.
+
+Requests: `open`, `spawn`, `signal`, `kill`, `close`, each with a number `q` that the answer
+repeats. Events: `ready`, `exit`, `lost`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+sys.path.insert(0, "/run/enclave/code")
+
+from ms_enclave.spawner import _calls as calls  # noqa: E402
+from ms_enclave.spawner import (  # noqa: E402
+    cgroups,
+    root,
+    slot,
+    survey,
+    tracer,
+    zygote,
+)
+
+__all__ = ["Station", "main"]
+
+_PACKET = 1 << 17
+_DESCRIPTORS = 8
+_TICK = 0.003  # s between looks at something that is ending
+_WATCH = 0.05  # s between looks at something that is limited by being watched
+_GIVE_UP = 2.0  # s after which a group that the kernel still counts is left to the launcher
+
+
+class Box:
+    """A sandbox: its slot, its store, its control group, its live processes by number."""
+
+    def __init__(self, name: str, place: slot.Slot, store, group, limits: dict, user) -> None:
+        self.name = name
+        self.slot = place
+        self.store = store
+        self.group = group
+        self.limits = limits
+        self.user = user
+        self.processes: dict[int, Process] = {}
+        self.closing: int | None = None
+        self.removed_by: float | None = None
+
+
+class Process:
+    """A process that a request made: the main one of a run, with all that descends from it."""
+
+    def __init__(self, number: int, box: Box, pid: int, group, request: dict) -> None:
+        self.number = number
+        self.box = box
+        self.pid = pid
+        self.group = group
+        self.cpu_limit = request.get("cpu_time")
+        self.memory_limit = request.get("memory")
+        self.before = survey.start_time(pid)
+        self.cause: str | None = None
+        self.ended = False
+        self.peak = 0
+        self.count = 0
+        self.kill_requests: list[int] = []
+
+
+class Station:
+    """The state of a station and its one loop."""
+
+    def __init__(self, control: int, life: int, plan: dict) -> None:
+        self.control = socket.socket(fileno=control)
+        self.life = life
+        self.plan = plan
+        self.processors = os.sched_getaffinity(0)
+        self.own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self.groups = cgroups.Station(plan["groups"])
+        self.boxes: dict[str, Box] = {}
+        self.processes: dict[int, Process] = {}
+        self.by_pid: dict[int, Process] = {}
+        self.by_init: dict[int, Box] = {}
+        self.spare: list[slot.Slot] = []
+        self.free_numbers = set(range(1, plan["slots"]))
+        self.leftovers: list[tuple[object, float]] = []
+        self.events = -1
+        self.zygotes = zygote.Zygotes(self)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        self.events = calls.child_events()
+        self.zygotes.start()
+        self.send({"event": "ready", **self.describe()})
+        own = {self.control.fileno(), self.life, self.events}
+        while True:
+            preparing = {p.channel.fileno(): key for key, p in self.zygotes.preparing.items()}
+            poll = select.poll()
+            for descriptor in (*own, *preparing):
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, _ in poll.poll(self.patience()):
+                if descriptor == self.life:
+                    return
+                if descriptor == self.events:
+                    self.drain()
+                elif descriptor in preparing:
+                    self.zygotes.advance(preparing[descriptor])
+                elif not self.receive():
+                    return
+            self.reap()
+            self.look_after()
+
+    def drain(self) -> None:
+        """Take the pending SIGCHLD; a wait for a stop may have taken it before."""
+        try:
+            os.read(self.events, 4096)
+        except BlockingIOError:
+            return
+
+    def patience(self) -> float | None:
+        """Milliseconds until something has to be looked at again; None for never."""
+        if self.leftovers or any(process.kill_requests for process in self.processes.values()):
+            return _TICK * 1000
+        if any(self.is_watched(process) for process in self.processes.values()):
+            return _WATCH * 1000
+        if len(self.spare) < self.plan["spare_slots"]:
+            return 20
+        return None
+
+    def describe(self) -> dict:
+        return {
+            "root_mode": self.plan["root_mode"],
+            "cgroups": self.groups.source,
+            "controllers": sorted(self.groups.controllers),
+            "kills_by_group": self.groups.killing is not None,
+            "traced": self.zygotes.reason is None,
+            "cold_reason": self.zygotes.reason,
+        }
+
+    def send(self, row: dict) -> None:
+        try:
+            self.control.send(json.dumps(row).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            raise SystemExit(0) from None
+
+    def receive(self) -> bool:
+        """Take one packet; False when the owner is gone."""
+        data, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, _DESCRIPTORS)
+        if not data:
+            return False
+        request = json.loads(data)
+        try:
+            answer = getattr(self, f"do_{request['op']}")(request, descriptors)
+        except (OSError, tracer.TraceError, slot.SlotError) as error:
+            number = getattr(error, "errno", None) or getattr(error, "number", None)
+            answer = {"error": {"errno": number, "text": str(error)}}
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if answer is not None:
+            self.send({"q": request["q"], **answer})
+        return True
+
+    # --- sandboxes ------------------------------------------------------------------------------
+
+    def do_open(self, request: dict, _descriptors: list[int]) -> dict:
+        limits = request["limits"]
+        place = self.take_slot()
+        user = tuple(request["user"]) if self.plan["root_mode"] else (0, 0)
+        group = store = None
+        try:
+            group = self.groups.group(request["box"])
+            group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
+            store = slot.furnish(
+                place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user
+            )
+        except BaseException:
+            if group is not None:
+                self.let_go(group)
+            self.discard(place)
+            raise
+        box = Box(request["box"], place, store, group, limits, user)
+        self.boxes[box.name] = box
+        self.by_init[place.init] = box
+        first = place.first_id
+        host_user = None if first is None else first + user[0]
+        return {"ok": {"init": place.init, "layered": store.layered, "user": host_user}}
+
+    def take_slot(self) -> slot.Slot:
+        return self.spare.pop() if self.spare else self.make_slot()
+
+    def make_slot(self) -> slot.Slot:
+        if not self.free_numbers:
+            raise slot.SlotError("every slot of this station is in use", 87)  # EUSERS
+        number = self.free_numbers.pop()
+        try:
+            return slot.make_slot(
+                number, self.plan["root_mode"], self.plan["hostname"],
+                bytes.fromhex(self.plan["init_filter"]), self.processors, root.EMPTY,
+            )  # fmt: skip
+        except BaseException:
+            self.free_numbers.add(number)
+            raise
+
+    def discard(self, place: slot.Slot) -> None:
+        """End a slot that no sandbox has."""
+        tracer.kill(place.init)
+        self.free_numbers.add(place.number)
+
+    def do_close(self, request: dict, _descriptors: list[int]) -> dict | None:
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"ok": {}}
+        box.closing = request["q"]
+        os.kill(box.slot.init, signal.SIGKILL)  # the kernel takes the whole namespace with it
+        return None
+
+    def closed(self, box: Box) -> None:
+        """The init is reaped, so every process of the sandbox is gone."""
+        del self.boxes[box.name]
+        del self.by_init[box.slot.init]
+        self.free_numbers.add(box.slot.number)
+        box.store.close()
+        self.let_go(box.group)
+        if box.closing is None:
+            self.send({"event": "lost", "box": box.name, "text": "its init has ended"})
+        else:
+            self.send({"q": box.closing, "ok": {}})
+
+    def let_go(self, group: cgroups.Group) -> None:
+        """Remove a group, now or when the kernel has forgotten its last process."""
+        if not group.remove():
+            self.leftovers.append((group, time.monotonic() + _GIVE_UP))
+
+    def do_prepare(self, request: dict, _descriptors: list[int]) -> dict | None:
+        """Import modules ahead of need; answered when they are in, or with why they are not."""
+        key = json.dumps(request["preload"])
+        if self.zygotes.bare is None or key in self.zygotes.ready:
+            return {"ok": {}}
+        if key not in self.zygotes.preparing:
+            self.zygotes.failed.pop(key, None)
+            self.zygotes.prepare(key)
+        if key in self.zygotes.failed:
+            return {"error": {"errno": None, "text": self.zygotes.failed[key]}}
+        self.zygotes.preparing[key].waiting.append(request["q"])
+        return None
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def do_spawn(self, request: dict, descriptors: list[int]) -> dict:
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"error": {"errno": 3, "text": "the sandbox is gone"}}
+        group = box.group.child()
+        try:
+            group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
+            user = tuple(request["user"]) if self.plan["root_mode"] else (0, 0)
+            limits = {int(kind): tuple(pair) for kind, pair in request["rlimits"].items()}
+            pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group.admit, limits)
+        except BaseException:
+            self.let_go(group)
+            raise
+        process = Process(request["process"], box, pid, group, request)
+        box.processes[process.number] = process
+        self.processes[process.number] = process
+        self.by_pid[pid] = process
+        return {"ok": {"pid": survey.inner_pid(pid)}}
+
+    def do_signal(self, request: dict, _descriptors: list[int]) -> dict:
+        process = self.processes.get(request["process"])
+        if process is not None and not process.ended:
+            os.kill(process.pid, request["signal"])
+        return {"ok": {}}
+
+    def do_kill(self, request: dict, _descriptors: list[int]) -> dict | None:
+        """Kill a run with every descendant; answered when they are gone."""
+        process = self.processes.get(request["process"])
+        if process is None:
+            return {"ok": {}}
+        self.kill_run(process, None)
+        process.kill_requests.append(request["q"])
+        return None
+
+    def kill_run(self, process: Process, cause: str | None) -> None:
+        if cause is not None and process.cause is None:
+            process.cause = cause
+        if not process.group.kill():
+            survey.kill_descendants(process.box.slot, process.pid, process.before, self.others(process))
+
+    def others(self, process: Process) -> set[int]:
+        """Main processes in the same sandbox that are not this one's business."""
+        return {other.pid for other in process.box.processes.values() if other is not process}
+
+    def gone(self, process: Process) -> bool:
+        if self.groups.killing is not None:
+            return process.ended and process.group.empty()
+        left = survey.kill_descendants(
+            process.box.slot, process.pid, process.before, self.others(process)
+        )
+        return process.ended and not left
+
+    # --- what ends ------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG | tracer.WALL)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if os.WIFSTOPPED(status):
+                continue  # a carrier's stop that nobody waited for: it stays stopped
+            if pid in self.by_pid:
+                self.ended(self.by_pid.pop(pid), status, usage)
+            elif pid in self.by_init:
+                self.closed(self.by_init[pid])
+            else:
+                self.zygotes.ended(pid)
+
+    def ended(self, process: Process, status: int, usage) -> None:
+        process.ended = True
+        figures = process.group.figures()
+        cause = process.cause
+        if cause is None and figures.oom_kills:
+            cause = "oom"
+        elif cause is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+            cause = "cpu_timeout"
+        elif cause is None and status != 0:
+            if figures.refused_forks:
+                cause = "process_limit"
+            elif process.box.store.full():
+                cause = "disk_limit"
+        counted = figures.cpu is not None
+        total = usage.ru_utime + usage.ru_stime
+        scale = figures.cpu / total if counted and total > 0 else 1.0
+        peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
+        self.send({
+            "event": "exit", "process": process.number, "status": status, "cause": cause,
+            "cpu_user": usage.ru_utime * scale, "cpu_system": usage.ru_stime * scale,
+            "peak_memory": peak, "processes": process.count or None, "source": self.groups.source,
+        })  # fmt: skip
+        if not process.kill_requests:
+            self.forget(process)
+
+    def forget(self, process: Process) -> None:
+        self.processes.pop(process.number, None)
+        process.box.processes.pop(process.number, None)
+        process.group.remove()  # one with daemons in it goes when the sandbox does
+
+    def look_after(self) -> None:
+        now = time.monotonic()
+        for process in list(self.processes.values()):
+            if process.kill_requests and self.gone(process):
+                for number in process.kill_requests:
+                    self.send({"q": number, "ok": {}})
+                self.forget(process)
+            elif not process.ended and self.is_watched(process):
+                self.watch(process)
+        self.leftovers = [
+            (group, until) for group, until in self.leftovers if now < until and not group.remove()
+        ]
+        if len(self.spare) < self.plan["spare_slots"] and not select.select(
+            [self.control], [], [], 0
+        )[0]:
+            self.spare.append(self.make_slot())
+
+    def is_watched(self, process: Process) -> bool:
+        """Limits that no control group holds are held by looking."""
+        unlimited = "memory" not in self.groups.controllers
+        return process.cpu_limit is not None or (unlimited and process.memory_limit is not None)
+
+    def watch(self, process: Process) -> None:
+        cpu = process.group.cpu()
+        if cpu is None or "memory" not in self.groups.controllers:
+            seen = survey.usage(process.box.slot, process.pid, process.before, self.others(process))
+            cpu = seen.cpu if cpu is None else cpu
+            process.peak = max(process.peak, seen.memory)
+            process.count = max(process.count, seen.processes)
+            if process.memory_limit is not None and seen.memory > process.memory_limit:
+                self.kill_run(process, "oom")
+        if process.cpu_limit is not None and cpu > process.cpu_limit:
+            self.kill_run(process, "cpu_timeout")
+
+
+def main(control: int, life: int, plan_file: int) -> None:
+    with open(plan_file, "rb") as file:
+        plan = json.load(file)
+    for descriptor in (control, life, *(group["fd"] for group in plan["groups"])):
+        os.set_inheritable(descriptor, False)
+    calls.prctl(4, 1)  # SET_DUMPABLE: a carrier's copies fetch their channel from here
+    os.umask(0o077)
+    calls.umount(root.CODE + "/ms_enclave")
+    flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID | calls.MS_NODEV
+    calls.mount("", "/", None, flags)
+    try:
+        Station(control, life, plan).run()
+    except (OSError, tracer.TraceError, slot.SlotError) as error:
+        row = {"event": "failed", "step": "station", "errno": getattr(error, "errno", None)}
+        socket.socket(fileno=os.dup(control)).send(json.dumps({**row, "text": str(error)}).encode())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

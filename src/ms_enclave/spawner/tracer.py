@@ -1,0 +1,297 @@
+"""What the station does to a stopped process: watch it stop, give it one system call, save its state.
+
+Every wait here has a deadline, and every surprise is a `TraceError`: the caller then kills the
+process and refuses, it never tries again. The one rule that keeps untrusted memory harmless is in
+`system_call`: a process whose memory somebody else maps is only ever resumed with PTRACE_SYSCALL,
+and what it is about to do is compared with the order, register by register, before the kernel does
+it. `run_page` resumes freely and is for memory that no untrusted task maps.
+
+x86-64 only. ptrace(2); `user_regs_struct` is sys/user.h's, `ptrace_syscall_info` and
+`ptrace_rseq_configuration` are linux/ptrace.h's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from time import monotonic
+
+from .blob import BLOB, ENTRY_SYSCALL
+
+__all__ = [
+    "State",
+    "TraceError",
+    "detach",
+    "kill",
+    "load_state",
+    "run_page",
+    "save_state",
+    "seize_parked",
+    "system_call",
+    "wait_for_stop",
+]
+
+WALL = 0x40000000
+STOP_SECONDS = 0.5  # a process that does not stop within this is not going to (live-fork, section 6)
+
+_OPTIONS = 0x100000 | 0x1 | 0x2 | 0x4 | 0x8 | 0x80  # EXITKILL SYSGOOD FORK VFORK CLONE SECCOMP
+_CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
+_GETEVENTMSG, _GETREGSET, _SETREGSET = 0x4201, 0x4204, 0x4205
+_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+_GET_SYSCALL_INFO, _GET_RSEQ = 0x420E, 0x420F
+_NT_X86_XSTATE = 0x202
+_EVENT_SECCOMP, _EVENT_STOP = 7, 128
+_NEW_PROCESS = (1, 2, 3)  # PTRACE_EVENT_FORK, VFORK, CLONE
+_SYSCALL_STOP = signal.SIGTRAP | 0x80
+_ENTRY = 1
+_X86_64 = 0xC000003E
+_INTERRUPTED = (-512, -513, -514, -516, -4)  # ERESTARTSYS, NOINTR, NOHAND, RESTARTBLOCK; EINTR
+_REGISTERS = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss"
+    " fs_base gs_base ds es fs gs"
+).split()
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
+
+class TraceError(Exception):
+    """A traced process did something else than what it was told."""
+
+
+class Registers(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulong) for name in _REGISTERS]
+
+
+class _SyscallInfo(ctypes.Structure):
+    _fields_ = [
+        ("op", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+        ("arch", ctypes.c_uint32),
+        ("instruction_pointer", ctypes.c_uint64),
+        ("stack_pointer", ctypes.c_uint64),
+        ("nr", ctypes.c_uint64),
+        ("args", ctypes.c_uint64 * 6),
+        ("rest", ctypes.c_uint64 * 2),
+    ]
+
+
+class _Rseq(ctypes.Structure):
+    _fields_ = [
+        ("pointer", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("signature", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    ]
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+class State:
+    """A stopped thread, as far as it is not memory: registers, vector state, signal mask, rseq."""
+
+    __slots__ = ("in_call", "mask", "registers", "rseq_length", "rseq_pointer", "rseq_signature", "vector")
+
+    def __init__(self) -> None:
+        self.registers = Registers()
+        self.vector = b""
+        self.in_call = False
+        self.mask = 0
+        self.rseq_pointer = 0
+        self.rseq_length = 0
+        self.rseq_signature = 0
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_raw = _libc.ptrace
+_raw.restype = ctypes.c_long
+_raw.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_CHILD = frozenset({signal.SIGCHLD})
+
+
+def _ptrace(request: int, pid: int, address: object = None, data: object = None) -> int:
+    result = _raw(request, pid, address, data)
+    if result == -1:
+        number = ctypes.get_errno()
+        if number:
+            raise TraceError(f"ptrace {request:#x} of {pid}: {os.strerror(number)}")
+    return result
+
+
+def wait_for_stop(pid: int, seconds: float = STOP_SECONDS) -> int:
+    """Wait until `pid` stops and return its wait status. SIGCHLD must be blocked in the caller.
+
+    Raises TraceError when it ends instead, or does neither within `seconds`.
+    """
+    deadline = monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG | WALL)
+        if found:
+            if os.WIFSTOPPED(status):
+                return status
+            raise TraceError(f"{pid} ended with wait status {status:#x} instead of stopping")
+        left = deadline - monotonic()
+        if left <= 0:
+            raise TraceError(f"{pid} did not stop within {seconds} s")
+        signal.sigtimedwait(_CHILD, left)
+
+
+def seize(pid: int) -> None:
+    """Attach to `pid`, stop it, and arrange that it dies with the station."""
+    _ptrace(_SEIZE, pid, None, _OPTIONS)
+    _ptrace(_INTERRUPT, pid)
+    wait_for_stop(pid)
+
+
+def seize_parked(pid: int, seconds: float = STOP_SECONDS) -> State:
+    """Attach to a process that is about to wait in a system call, and stop it there.
+
+    Raises TraceError if it does not come to wait within `seconds`.
+    """
+    seize(pid)
+    deadline = monotonic() + seconds
+    while True:
+        state = save_state(pid)
+        if state.in_call:
+            return state
+        if monotonic() > deadline:
+            raise TraceError(f"{pid} does not wait in a system call")
+        _ptrace(_CONT, pid)
+        signal.sigtimedwait(_CHILD, 0.0002)
+        _ptrace(_INTERRUPT, pid)
+        wait_for_stop(pid)
+
+
+def detach(pid: int) -> None:
+    _ptrace(_DETACH, pid)
+
+
+def kill(pid: int) -> None:
+    """End a child of the station and reap it; nothing happens if it is gone."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        while os.WIFSTOPPED(os.waitpid(pid, WALL)[1]):
+            pass
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def save_state(pid: int) -> State:
+    """The state of a stopped thread; an interrupted system call is set to start again."""
+    state = State()
+    registers = state.registers
+    _ptrace(_GETREGS, pid, None, ctypes.byref(registers))
+    space = ctypes.create_string_buffer(16384)
+    vector = _Vector(ctypes.addressof(space), len(space))
+    _ptrace(_GETREGSET, pid, _NT_X86_XSTATE, ctypes.byref(vector))
+    state.vector = space.raw[: vector.length]
+    mask = ctypes.c_uint64()
+    _ptrace(_GETSIGMASK, pid, 8, ctypes.byref(mask))
+    state.mask = mask.value
+    rseq = _Rseq()
+    ctypes.set_errno(0)
+    if _raw(_GET_RSEQ, pid, ctypes.sizeof(rseq), ctypes.byref(rseq)) > 0:
+        state.rseq_pointer, state.rseq_length = rseq.pointer, rseq.size
+        state.rseq_signature = rseq.signature
+    if ctypes.c_long(registers.orig_rax).value >= 0 and _signed(registers.rax) in _INTERRUPTED:
+        registers.rax = registers.orig_rax
+        registers.rip -= 2
+        state.in_call = True
+    registers.orig_rax = 2**64 - 1
+    return state
+
+
+def load_state(pid: int, state: State) -> None:
+    """Give a stopped thread the state saved by `save_state` (all but rseq, which it registers)."""
+    space = ctypes.create_string_buffer(state.vector, len(state.vector))
+    vector = _Vector(ctypes.addressof(space), len(space))
+    _ptrace(_SETREGSET, pid, _NT_X86_XSTATE, ctypes.byref(vector))
+    _ptrace(_SETREGS, pid, None, ctypes.byref(state.registers))
+    mask = ctypes.c_uint64(state.mask)
+    _ptrace(_SETSIGMASK, pid, 8, ctypes.byref(mask))
+
+
+def system_call(
+    pid: int, state: State, page: int, number: int, *arguments: int
+) -> tuple[int, int | None]:
+    """Let a stopped process make one system call; returns its result and a process it made.
+
+    `page` is where the process has `BLOB`. Its memory may be mapped by somebody hostile: between
+    the two stops it can execute any instruction, so the order is compared at the entry stop, and
+    what differs is refused there, before the kernel has done anything.
+    Raises TraceError for every other course than the ordered one.
+    """
+    order = [value % 2**64 for value in arguments] + [0] * (6 - len(arguments))
+    registers = Registers.from_buffer_copy(state.registers)
+    registers.rip = page + ENTRY_SYSCALL
+    registers.rax = number
+    registers.orig_rax = 2**64 - 1
+    for name, value in zip(_ARGUMENTS, order, strict=True):
+        setattr(registers, name, value)
+    _ptrace(_SETREGS, pid, None, ctypes.byref(registers))
+    _resume_to_syscall_stop(pid)
+    info = _SyscallInfo()
+    _ptrace(_GET_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.byref(info))
+    seen = (info.op, info.arch, info.nr, *info.args)
+    if seen != (_ENTRY, _X86_64, number, *order):
+        raise TraceError(f"{pid} was ordered call {number}{tuple(order)} and went for {seen[2:]}")
+    made = _resume_to_syscall_stop(pid)
+    _ptrace(_GETREGS, pid, None, ctypes.byref(registers))
+    return _signed(registers.rax), made
+
+
+def _resume_to_syscall_stop(pid: int) -> int | None:
+    """Resume until the next entry or exit of a system call; a process made on the way is returned.
+
+    The one place that resumes a process whose memory is shared.
+    """
+    made: int | None = None
+    while True:
+        _ptrace(_SYSCALL, pid)
+        status = wait_for_stop(pid)
+        event = status >> 16
+        if event in _NEW_PROCESS:
+            made = _new_process(pid)
+        elif event != _EVENT_SECCOMP:
+            if os.WSTOPSIG(status) != _SYSCALL_STOP:
+                raise TraceError(f"{pid} stopped with {status:#x} instead of at a system call")
+            return made
+
+
+def run_page(pid: int, page: int, registers: Registers | None) -> tuple[int, int | None]:
+    """Run code of the page freely until its `int3`; returns rax and a process made on the way.
+
+    Only for memory that no untrusted task maps: nothing is compared here.
+    """
+    if registers is not None:
+        _ptrace(_SETREGS, pid, None, ctypes.byref(registers))
+    made: int | None = None
+    while True:
+        _ptrace(_CONT, pid)
+        status = wait_for_stop(pid)
+        event = status >> 16
+        if event in _NEW_PROCESS:
+            made = _new_process(pid)
+        elif event != _EVENT_SECCOMP:
+            break
+    now = Registers()
+    _ptrace(_GETREGS, pid, None, ctypes.byref(now))
+    if event or os.WSTOPSIG(status) != signal.SIGTRAP or not page < now.rip <= page + len(BLOB):
+        raise TraceError(f"{pid} left its page: wait status {status:#x} at {now.rip:#x}")
+    return _signed(now.rax), made
+
+
+def _new_process(pid: int) -> int:
+    """The process that `pid` has just made, attached and stopped before its first instruction."""
+    message = ctypes.c_ulong()
+    _ptrace(_GETEVENTMSG, pid, None, ctypes.byref(message))
+    status = wait_for_stop(message.value)
+    if status >> 16 != _EVENT_STOP:
+        raise TraceError(f"{message.value} was not born stopped: {status:#x}")
+    return message.value
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,203 @@
+"""Interpreters that are started once and copied: the bare one, and one a set of preloaded modules.
+
+The bare zygote has read nothing but our guest and the standard library that it needs, under the
+full seccomp filter; it holds the station's capabilities and so never runs anybody's code. A set of
+modules is imported by an instance of it in a slot of its own, where importing can do no more than
+any program in a sandbox, and a copy of that instance is what later runs start from.
+Where ptrace cannot be had, every process starts from a new interpreter (`cold`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+
+from . import _calls as calls
+from . import carrier, cold, root, slot, tracer
+
+__all__ = ["Zygotes"]
+
+_START_SECONDS = 10.0
+_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+_PROGRAM = f"{root.GUEST}/boot.py"
+
+
+class _Preparation:
+    """An instance of the bare zygote that imports a set of modules in a slot of its own."""
+
+    def __init__(self, key: str, place, group, kernel: int, shadow: int, channel) -> None:
+        self.key = key
+        self.slot = place
+        self.group = group
+        self.kernel = kernel
+        self.shadow = shadow
+        self.channel = channel
+        self.waiting: list[int] = []
+
+
+class Zygotes:
+    """What a station starts processes from."""
+
+    def __init__(self, station) -> None:
+        self.station = station
+        self.plan = station.plan
+        self.reason: str | None = self.plan["cold_reason"]
+        self.bare: carrier.Carrier | None = None
+        self.ready: dict[str, carrier.Carrier] = {}
+        self.failed: dict[str, str] = {}
+        self.preparing: dict[str, _Preparation] = {}
+        self.asked: set[str] = set()
+        self.parking: socket.socket | None = None
+        self.traced_filter = bytes.fromhex(self.plan["filter"])
+        self.plain_filter = bytes.fromhex(self.plan["init_filter"])
+
+    def start(self) -> None:
+        """Start the bare zygote; where that cannot be traced, remember why."""
+        if self.reason is not None:
+            return
+        pid = -1
+        try:
+            pid = self._start_bare()
+            self.bare = carrier.Carrier.of_parked(pid)
+        except (tracer.TraceError, OSError) as error:
+            self.reason = str(error)
+            if pid > 0:
+                tracer.kill(pid)
+
+    def _start_bare(self) -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.parking = ours  # what the zygote waits on: it ends when this closes
+        with theirs:
+            pid = calls.clone(0)
+            if pid == 0:
+                self._execute_bare(theirs.fileno())
+            if not select.select([ours], [], [], _START_SECONDS)[0] or ours.recv(1) != b"R":
+                tracer.kill(pid)
+                raise tracer.TraceError("the interpreter did not start")
+        return pid
+
+    def _execute_bare(self, channel: int) -> None:
+        try:
+            nothing = os.open("/dev/null", os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(nothing, descriptor)
+            os.dup2(channel, 3)
+            calls.close_range(4)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            calls.set_seccomp(self.traced_filter)
+            words = [*self.plan["python"], "-I", "-S", "-X", "utf8", _PROGRAM, "zygote"]
+            os.execve(words[0], words, _ENVIRONMENT)
+        finally:
+            os._exit(125)
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def spawn(self, request: dict, place, channel: int, user, admit, limits) -> int:
+        """Start a process in a slot; what it is to do it reads from its channel itself."""
+        if self.bare is None:
+            words = [*self.plan["python"], "-I", "-S", "-X", "utf8", _PROGRAM, "cold"]
+            return cold.spawn(
+                words, _ENVIRONMENT, place, channel, user, admit, limits, self.plain_filter,
+                self.station.processors,
+            )  # fmt: skip
+        source = self.bare
+        if request["kind"] == "python":
+            source = self.ready.get(self._wanted(request["preload"]), self.bare)
+        pid, shadow = carrier.instantiate(
+            source, place.init, channel, user, admit, limits, self.station.processors
+        )
+        tracer.kill(shadow)
+        return pid
+
+    def _wanted(self, preload: list[str]) -> str:
+        """The key of a set of modules; asked for a second time, it is made in the background."""
+        key = json.dumps(preload)
+        if key not in self.ready and key not in self.failed and key not in self.preparing:
+            if key in self.asked:
+                self.prepare(key)
+            self.asked.add(key)
+        return key
+
+    # --- a set of modules -----------------------------------------------------------------------
+
+    def prepare(self, key: str) -> None:
+        """Begin to import a set of modules (JSON list) in a slot of its own."""
+        if self.bare is None:
+            return
+        place = self.station.take_slot()
+        group = self.station.groups.group(f"zygote-{place.number}")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        message = os.memfd_create("request")
+        try:
+            slot.furnish(place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024,
+                         self.user()).close()
+            os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
+            socket.send_fds(ours, [b"\1"], [message])
+            kernel, shadow = carrier.instantiate(
+                self.bare, place.init, theirs.fileno(), self.user(), group.admit, {},
+                self.station.processors,
+            )  # fmt: skip
+        except (OSError, tracer.TraceError) as error:
+            self.failed[key] = str(error)
+            ours.close()
+            self._drop(place, group)
+            return
+        finally:
+            theirs.close()
+            os.close(message)
+        self.preparing[key] = _Preparation(key, place, group, kernel, shadow, ours)
+
+    def user(self) -> tuple[int, int]:
+        return (1000, 1000) if self.plan["root_mode"] else (0, 0)
+
+    def advance(self, key: str) -> None:
+        """A preparation has something to say: it is ready, or it has failed."""
+        preparation = self.preparing.pop(key)
+        answer = preparation.channel.recv(4096)
+        made = None
+        try:
+            if answer != b"R":
+                raise tracer.TraceError(answer[1:].decode("utf-8", "replace") or "it ended")
+            made = self._checkpoint(preparation)
+            self.ready[key] = made
+        except (OSError, tracer.TraceError) as error:
+            self.failed[key] = str(error)
+        preparation.channel.close()
+        tracer.kill(preparation.shadow)
+        tracer.kill(preparation.kernel)
+        self._drop(preparation.slot, preparation.group)
+        for number in preparation.waiting:
+            text = self.failed.get(key)
+            row = {"ok": {}} if text is None else {"error": {"errno": None, "text": text}}
+            self.station.send({"q": number, **row})
+
+    def _checkpoint(self, preparation: _Preparation) -> carrier.Carrier:
+        """A carrier from a parked process: its shadow is copied, its thread's state saved."""
+        assert self.bare is not None
+        state = tracer.seize_parked(preparation.kernel)
+        shadow = carrier.Carrier(
+            preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
+        )
+        return carrier.Carrier(shadow.copy(), state, self.bare.page, self.bare.thread_id)
+
+    def _drop(self, place, group) -> None:
+        self.station.discard(place)
+        self.station.let_go(group)
+
+    def ended(self, pid: int) -> None:
+        """A process of ours was reaped: a preparation that died says so on its channel."""
+        if self.bare is not None and pid == self.bare.pid:
+            self.bare = None
+            self.reason = "the zygote was killed"
+        for key, ready in list(self.ready.items()):
+            if ready.pid == pid:
+                del self.ready[key]
