@@ -33,16 +33,18 @@ class FilesContext(Protocol):
     `ConfigError` for a path that no sandbox can have, `SandboxLostError` when the box is gone.
     """
 
-    async def read(self, path: str) -> bytes:
-        """The whole content of a file."""
+    async def read(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
+        """The bytes of a file, from `offset` on, at most `limit` of them."""
         ...
 
     async def read_text(self, path: str, encoding: str = "utf-8") -> str:
         """The whole content of a text file; bytes that do not decode are replaced."""
         ...
 
-    def read_stream(self, path: str) -> AsyncIterator[bytes]:
-        """The content of a file, piece by piece."""
+    def read_stream(
+        self, path: str, *, offset: int = 0, limit: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The same in pieces; the file may be of any length."""
         ...
 
     async def write(self, path: str, data: bytes | str | AsyncIterable[bytes]) -> int:

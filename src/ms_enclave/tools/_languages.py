@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ms_enclave.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 __all__ = [
     "LANGUAGES",
@@ -126,21 +126,30 @@ def _qualified(code: str, name: str) -> str:
     return f"{package[1]}.{name}" if package else name
 
 
+def _outermost(bare: str, found: Iterable[re.Match[str]]) -> list[re.Match[str]]:
+    """Those that stand in no braces."""
+    return [
+        match
+        for match in found
+        if bare.count("{", 0, match.start()) == bare.count("}", 0, match.start())
+    ]
+
+
 def _java(code: str) -> Source:
     """javac wants a public type in a file of its name; java wants the class that has `main`."""
     bare = _bare(code)
-    types = list(_TYPE.finditer(bare))
+    types = _outermost(bare, _TYPE.finditer(bare))
     public = next((found["name"] for found in types if found["public"]), None)
     method = _MAIN_METHOD.search(bare)
     before = [found["name"] for found in types if method and found.start() < method.start()]
-    owner = public if public in before else before[-1] if before else public or "Main"
+    owner = before[-1] if before else public or (types[0]["name"] if types else "Main")
     return Source(f"{public or owner}.java", _qualified(bare, owner))
 
 
 def _scala(code: str) -> Source:
     """scala starts an object by name: one that is an `App`, else the one that has `main`."""
     bare = _bare(code)
-    objects = list(_SCALA_OBJECT.finditer(bare))
+    objects = _outermost(bare, _SCALA_OBJECT.finditer(bare))
     app = next((found["name"] for found in objects if found["app"]), None)
     method = bare.find("def main")
     before = [found["name"] for found in objects if found.start() < method]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import anyio
@@ -22,7 +23,7 @@ from ms_enclave.tools._parameters import check, settle, strict_parameters
 from ms_enclave.tools.tool_info import ToolParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from ms_enclave.context import SandboxContext
 
@@ -128,6 +129,8 @@ class Tool(ABC):
         Raises:
             ConfigError: one is wrong, missing or unknown. The message names all of them.
         """
+        if not isinstance(parameters, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"parameters must be an object, not {type(parameters).__name__}")
         if self.parameters is None:
             return dict(parameters)
         schema = self._parameter_schema()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import posixpath
 import stat
@@ -59,17 +58,14 @@ class _Done:
 
 
 async def _read(request: _Request) -> _Done:
-    data = bytearray()
     size = (await request.files.stat(request.path)).size
-    async for piece in request.files.read_stream(request.path):
-        data += piece[: request.limit - len(data)]
-        if len(data) >= request.limit:
-            break
+    data = await request.files.read(request.path, limit=request.limit)
     lost = {"stdout": size - len(data)} if size > len(data) else {}
     if request.encoding == "base64":
         return _Done(base64.b64encode(data).decode("ascii"), {"size": size}, lost)
     try:
-        text = data.decode(request.encoding)
+        # A character that the limit cut in two is no fault of the file's.
+        text = codecs.getincrementaldecoder(request.encoding)().decode(data, final=not lost)
     except UnicodeDecodeError:
         # What does not decode is shown as such, and said: base64 gives the bytes themselves.
         return _Done(data.decode(request.encoding, "replace"), {"size": size, "lossy": True}, lost)
@@ -90,7 +86,7 @@ async def _store(request: _Request, content: str) -> _Done:
             data = base64.b64decode(content, validate=True)
         else:
             data = content.encode(request.encoding)
-    except (UnicodeEncodeError, binascii.Error) as error:
+    except ValueError as error:
         raise ConfigError(f"content is not {request.encoding}: {error}") from error
     await request.files.write(request.path, data)
     return _Done(f"File written successfully: {request.path}", {"size": len(data)})
