@@ -153,11 +153,9 @@ CASES: dict[str, Case] = {
             "class Main { public static void main(String[] a) {"
             " System.out.println(tools.Helper.X); } }",
             {
-                {
-                    "tools/Helper.java": (
-                        "package tools; public class Helper { public static int X = 42; }"
-                    )
-                },
+                "tools/Helper.java": (
+                    "package tools; public class Helper { public static int X = 42; }"
+                ),
             },
         ),
     ),

@@ -96,11 +96,12 @@ def _is_map(schema: Schema) -> bool:
 
 
 def _fold(field: Schema, value: Any) -> Any:
-    if _is_map(field) and isinstance(value, list):
-        pairs = cast("list[Any]", value)
-        if all(isinstance(pair, dict) and set(pair) == {"name", "value"} for pair in pairs):  # pyright: ignore[reportUnknownArgumentType]
-            return {pair["name"]: pair["value"] for pair in pairs}
-    return value
+    if not _is_map(field) or not isinstance(value, list):
+        return value
+    pairs = cast("list[Any]", value)
+    if any(not isinstance(pair, dict) or pair.keys() != {"name", "value"} for pair in pairs):
+        return pairs
+    return {str(pair["name"]): pair["value"] for pair in pairs}
 
 
 def check(schema: Schema, value: Any, where: str) -> list[str]:

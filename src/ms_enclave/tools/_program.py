@@ -8,6 +8,8 @@ from ms_enclave.model import SandboxType, ToolResult
 from ms_enclave.tools.sandbox_tool import SandboxTool
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ms_enclave.context import SandboxContext
 
 __all__ = ["PROGRAM_PARAMETERS", "BuiltinTool", "ProgramOptions", "seconds"]
@@ -44,7 +46,7 @@ class ProgramOptions(TypedDict, total=False):
 class BuiltinTool(SandboxTool):
     """A tool of ours: checks its parameters when called directly, too."""
 
-    _sandbox_types: ClassVar[list[str]] = [SandboxType.DOCKER, SandboxType.VOLCENGINE]
+    _sandbox_types: ClassVar[Sequence[str] | None] = (SandboxType.DOCKER, SandboxType.VOLCENGINE)
     _capabilities: ClassVar[frozenset[str] | None] = frozenset()
 
     async def execute(self, sandbox_context: SandboxContext, **kwargs: Any) -> ToolResult:

@@ -211,7 +211,7 @@ class MultiCodeExecutor(BuiltinTool):
             output="",
             error=(
                 f"{job.language} needs {needs}, which this sandbox does not have. "
-                f"On Debian it is in: {', '.join(packages)}."
+                f"Who has it: {', '.join(packages)}."
             ),
             metadata={**job.metadata, "missing": list(lacking), "packages": packages},
         )
