@@ -12,11 +12,16 @@ import stat
 
 from . import _calls as calls
 
-__all__ = ["CODE", "EMPTY", "GUEST", "build", "open_trees"]
+__all__ = ["CODE", "EMPTY", "GUEST", "IMAGE", "build", "guest_folder", "open_trees"]
 
 CODE = "/run/enclave/code"
 """Where the station sees our own package, until it has loaded what it needs."""
 GUEST = "/run/enclave/guest"
+IMAGE = "/run/enclave/image"
+"""Where the station keeps a root file system that sandboxes get instead of its own."""
+_IMAGE_BASE = "/run/enclave/image-base"
+_BESIDE = "/.enclave"
+"""Where such a root file system shows our guest and, if it has no Python, the host's."""
 EMPTY = ("/run/enclave/empty/file", "/run/enclave/empty/folder")
 """What hides a file or a folder that a sandbox must not see."""
 
@@ -46,6 +51,8 @@ def open_trees(plan: dict) -> list[tuple[int, str]]:
         {"source": package, "target": f"{CODE}/ms_enclave", "writable": False},
         {"source": f"{package}/guest", "target": GUEST, "writable": False},
     ]
+    if plan["image"] is not None:
+        wanted.append({"source": plan["image"], "target": _IMAGE_BASE, "writable": False})
     for bind in wanted:
         try:
             tree = calls.open_tree(bind["source"])
@@ -88,6 +95,48 @@ def build(plan: dict, trees: list[tuple[int, str]]) -> None:
     calls.pivot_root(".", ".")
     calls.umount(".")
     os.chdir("/")
+    if plan["image"] is not None:
+        _build_image(plan)
+
+
+def guest_folder(plan: dict) -> str:
+    """Where a process of a sandbox finds the guest."""
+    return GUEST if plan["image"] is None else f"{_BESIDE}/guest"
+
+
+def _build_image(plan: dict) -> None:
+    """The root that sandboxes get: the given one below a layer that only holds mount points.
+
+    A layer, because the given one is never written to, and need not have the folders.
+    """
+    layers = calls.make_filesystem(
+        "tmpfs", {"size": "4m", "nr_inodes": "1k", "mode": "0755"}, calls.MOUNT_NOSUID
+    )
+    holder = "/run/enclave/image-layers"
+    for path in (holder, IMAGE):
+        os.mkdir(path, 0o755)
+    calls.move_mount(layers, holder)
+    os.close(layers)
+    for name in ("upper", "scratch"):
+        os.mkdir(f"{holder}/{name}", 0o755)
+    options = f"lowerdir={_IMAGE_BASE},upperdir={holder}/upper,workdir={holder}/scratch,userxattr"
+    flags = calls.MS_NOSUID | calls.MS_NODEV
+    calls.mount("overlay", IMAGE, "overlay", flags, options)
+    beside = [(f"{_BESIDE}/guest", GUEST)]
+    beside += [(f"{_BESIDE}/host{bind['target']}", bind["target"]) for bind in plan["beside"]]
+    beside += [(bind["target"], bind["target"]) for bind in plan["image_binds"]]
+    folders = ["/dev", "/proc", "/tmp", plan["work"]]
+    for path in [*folders, *(target for target, _ in beside)]:
+        if not os.path.exists(IMAGE + path):
+            os.makedirs(IMAGE + path, 0o755, exist_ok=True)
+    for path, text in plan["beside_links"]:
+        os.makedirs(os.path.dirname(f"{IMAGE}{_BESIDE}/host{path}"), 0o755, exist_ok=True)
+        os.symlink(text, f"{IMAGE}{_BESIDE}/host{path}")
+    for target, source in [*beside, ("/dev", "/dev")]:
+        tree = calls.open_tree(source)
+        calls.move_mount(tree, IMAGE + target)
+        os.close(tree)
+    calls.mount("", IMAGE, None, calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | flags)
 
 
 def _attach(tree: int, target: str) -> None:

@@ -54,18 +54,23 @@ class Slot:
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
 
 
-def make_slot(number: int, root_mode: bool, hostname: str, init_filter: bytes, keep, masks) -> Slot:
+def make_slot(
+    number: int, root_mode: bool, hostname: str, init_filter: bytes, keep, masks, image: str = ""
+) -> Slot:
     """Make a slot. Raises SlotError, and then nothing of it is left.
 
     `init_filter` is the seccomp program for the init; `keep` the set of CPUs it may use; `masks`
-    are an empty file and an empty folder to hide things with.
+    are an empty file and an empty folder to hide things with; `image` is the folder that becomes
+    the slot's root, empty for the station's own.
     """
     ready_read, ready_write = os.pipe()
     go_read, go_write = os.pipe()
     try:
         pid = calls.clone(calls.EVERY_NAMESPACE)
         if pid == 0:
-            _become_init(root_mode, hostname, init_filter, keep, masks, go_read, ready_write)
+            _become_init(
+                root_mode, hostname, init_filter, keep, masks, image, go_read, ready_write
+            )
         os.close(ready_write)
         ready_write = -1
         _write_map(pid, number, root_mode)
@@ -92,11 +97,11 @@ def _write_map(pid: int, number: int, root_mode: bool) -> None:
     _put(f"/proc/{pid}/uid_map", line)
 
 
-def _become_init(root_mode, hostname, init_filter, keep, masks, go, ready) -> None:
+def _become_init(root_mode, hostname, init_filter, keep, masks, image, go, ready) -> None:
     """The child's side; never returns."""
     step = "start"
     try:
-        for step in _set_up(root_mode, hostname, keep, masks, go):
+        for step in _set_up(root_mode, hostname, keep, masks, image, go):
             pass
         step = "close_range"
         os.dup2(ready, 3)
@@ -121,7 +126,7 @@ def _become_init(root_mode, hostname, init_filter, keep, masks, go, ready) -> No
         os._exit(125)
 
 
-def _set_up(root_mode: bool, hostname: str, keep, masks, go: int):
+def _set_up(root_mode: bool, hostname: str, keep, masks, image: str, go: int):
     """Everything that needs the slot's capabilities, step by step; yields each step's name."""
     yield "wait for the id map"
     if os.read(go, 1) != b"g":
@@ -134,36 +139,52 @@ def _set_up(root_mode: bool, hostname: str, keep, masks, go: int):
     os.setsid()
     yield "mount /proc"
     flags = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
-    calls.mount("proc", "/proc", "proc", flags, "hidepid=2")
+    calls.mount("proc", f"{image}/proc", "proc", flags, "hidepid=2")
     yield "forbid user namespaces"
-    _put("/proc/sys/user/max_user_namespaces", "0")
+    _put(f"{image}/proc/sys/user/max_user_namespaces", "0")
     yield "cover parts of /proc"
-    _cover_proc(masks)
+    _cover_proc(f"{image}/proc", masks)
     yield "mount /dev/shm"
-    calls.mount("tmpfs", "/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY)
+    calls.mount("tmpfs", f"{image}/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY)
     yield "mount /dev/pts"
     calls.mount(
-        "devpts", "/dev/pts", "devpts", calls.MS_NOSUID | calls.MS_NOEXEC,
+        "devpts", f"{image}/dev/pts", "devpts", calls.MS_NOSUID | calls.MS_NOEXEC,
         "newinstance,ptmxmode=0666,mode=0620,max=16",
     )  # fmt: skip
     yield "set the host name"
     socket.sethostname(hostname)
     yield "bring up the loopback interface"
     _loopback_up()
+    if image:
+        yield "enter the given root"
+        _enter_root(image)
     os.chdir("/")
 
 
-def _cover_proc(masks) -> None:
+def _enter_root(image: str) -> None:
+    """Make a folder with all that is mounted below it the root, and leave the other behind.
+
+    A fresh copy of the mounts, because those that came from the station cannot be moved.
+    """
+    tree = calls.open_tree(image)
+    calls.move_mount(tree, image)
+    os.close(tree)
+    os.chdir(image)
+    calls.pivot_root(".", ".")
+    calls.umount(".")
+
+
+def _cover_proc(proc: str, masks) -> None:
     file, folder = masks
     for name in _MASKED:
-        path = f"/proc/{name}"
+        path = f"{proc}/{name}"
         if os.path.isdir(path):
             calls.mount(folder, path, None, calls.MS_BIND)
         elif os.path.exists(path):
             calls.mount(file, path, None, calls.MS_BIND)
     flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID
     for name in _READ_ONLY:
-        path = f"/proc/{name}"
+        path = f"{proc}/{name}"
         if os.path.exists(path):
             calls.mount(path, path, None, calls.MS_BIND)
             calls.mount(path, path, None, flags | calls.MS_NODEV | calls.MS_NOEXEC)

@@ -206,6 +206,7 @@ class Station:
             return slot.make_slot(
                 number, self.plan["root_mode"], self.plan["hostname"],
                 bytes.fromhex(self.plan["init_filter"]), self.processors, root.EMPTY,
+                "" if self.plan["image"] is None else root.IMAGE,
             )  # fmt: skip
         except BaseException:
             self.free_numbers.add(number)

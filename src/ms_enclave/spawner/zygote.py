@@ -28,7 +28,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-_PROGRAM = f"{root.GUEST}/boot.py"
+_OPTIONS = ("-I", "-S", "-X", "utf8")
 
 
 class _Preparation:
@@ -85,6 +85,9 @@ class Zygotes:
                 raise tracer.TraceError("the interpreter did not start")
         return pid
 
+    def _words(self, how: str) -> list[str]:
+        return [*self.plan["python"], *_OPTIONS, f"{root.guest_folder(self.plan)}/boot.py", how]
+
     def _execute_bare(self, channel: int) -> None:
         try:
             nothing = os.open("/dev/null", os.O_RDWR)
@@ -94,7 +97,7 @@ class Zygotes:
             calls.close_range(4)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             calls.set_seccomp(self.traced_filter)
-            words = [*self.plan["python"], "-I", "-S", "-X", "utf8", _PROGRAM, "zygote"]
+            words = self._words("zygote")
             os.execve(words[0], words, _ENVIRONMENT)
         finally:
             os._exit(125)
@@ -104,9 +107,8 @@ class Zygotes:
     def spawn(self, request: dict, place, channel: int, user, admit, limits) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
         if self.bare is None:
-            words = [*self.plan["python"], "-I", "-S", "-X", "utf8", _PROGRAM, "cold"]
             return cold.spawn(
-                words, _ENVIRONMENT, place, channel, user, admit, limits, self.plain_filter,
+                self._words("cold"), _ENVIRONMENT, place, channel, user, admit, limits, self.plain_filter,
                 self.station.processors,
             )  # fmt: skip
         source = self.bare

@@ -1,0 +1,174 @@
+"""What the process sandbox asks of its station, as data. Pure: plans, limits, documents, reports."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+from ms_enclave.errors import CapabilityError, ConfigError
+from ms_enclave.model import IsolationReport
+from ms_enclave.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ms_enclave.boxes._process_plan import RuntimePlan
+    from ms_enclave.channel.process import SpawnRequest
+    from ms_enclave.model.limits import ResolvedLimits
+
+__all__ = [
+    "DEFAULT_USER",
+    "box_limits",
+    "capabilities",
+    "code_document",
+    "command_document",
+    "isolation_report",
+    "resolve_user",
+    "station_fields",
+    "station_plan",
+]
+
+DEFAULT_USER = (1000, 1000)
+SLOTS = 1024
+_BYTES_PER_INODE = 16384
+_FEWEST_INODES = 1024
+_HARD_STACK = 64 << 20
+_SOFT_STACK = 8 << 20
+_CPU_GRACE = 2  # s that the kernel's own limit is behind the one that the station watches
+
+_NAMES = {"sandbox": 1000, "nobody": 65534}
+
+
+def box_limits(limits: ResolvedLimits) -> dict[str, Any]:
+    """The limits of a whole sandbox: bytes, processes, cores, files."""
+    return {
+        "memory": limits.memory,
+        "pids": limits.pids,
+        "cpu": limits.cpu,
+        "disk": limits.disk,
+        "inodes": max(_FEWEST_INODES, limits.disk // _BYTES_PER_INODE),
+    }
+
+
+def station_fields(
+    limits: ResolvedLimits, user: tuple[int, int], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the station needs to know of one process."""
+    return {
+        "user": user,
+        "memory": limits.memory,
+        "pids": limits.pids,
+        "cpu": limits.cpu,
+        "cpu_time": limits.cpu_time,
+        "preload": [],
+        "rlimits": rlimits(limits, memory_group="memory" in facts["controllers"]),
+    }
+
+
+def rlimits(limits: ResolvedLimits, *, memory_group: bool) -> dict[int, tuple[int, int]]:
+    """RLIMIT_* of a process, (soft, hard), by Linux number (asm-generic/resource.h).
+
+    RLIMIT_CORE is 1 and not 0: a pipe in core_pattern is not stopped by 0. There is never an
+    RLIMIT_AS, which breaks node, go and java; without a memory group RLIMIT_DATA helps a little.
+    """
+    found = {
+        1: (limits.file_size, limits.file_size),  # FSIZE
+        3: (_SOFT_STACK, _HARD_STACK),
+        4: (1, 1),  # CORE
+        6: (limits.pids, limits.pids),  # NPROC
+        7: (limits.nofile, limits.nofile),
+        8: (65536, 65536),  # MEMLOCK
+        11: (1024, 1024),  # SIGPENDING
+        12: (65536, 65536),  # MSGQUEUE
+        13: (0, 0),  # NICE
+        14: (0, 0),  # RTPRIO
+    }
+    if limits.cpu_time is not None:
+        seconds = int(limits.cpu_time) + _CPU_GRACE
+        found[0] = (seconds, seconds + 1)
+    if limits.memory is not None and not memory_group:
+        found[2] = (limits.memory, limits.memory)  # DATA
+    return found
+
+
+def command_document(request: SpawnRequest) -> dict[str, Any]:
+    """What a process reads from its channel in order to become a program."""
+    return {
+        "op": "exec", "argv": list(request.argv or ()), "cwd": request.cwd,
+        "env": dict(request.env),
+    }  # fmt: skip
+
+
+def code_document(request: SpawnRequest, preload: list[str], seed: int | None) -> dict[str, Any]:
+    """What a process reads from its channel in order to run Python source."""
+    return {
+        "op": "run", "code": request.code, "args": list(request.args), "cwd": request.cwd,
+        "env": dict(request.env), "preload": preload, "seed": seed,
+    }  # fmt: skip
+
+
+def resolve_user(user: str | int | None, root_mode: bool) -> tuple[int, int]:
+    """uid and gid inside, for a name or a number.
+
+    Raises:
+        ConfigError: there is no such user.
+        CapabilityError: root, or another user where the machine gives only one id.
+    """
+    if user is None:
+        return DEFAULT_USER
+    if isinstance(user, str):
+        number = int(user) if user.isdigit() else _NAMES.get(user, 0 if user == "root" else None)
+        if number is None:
+            raise ConfigError(f"There is no user {user!r} in the sandbox")
+        user = number
+    if user == 0:
+        raise CapabilityError("root", remedy="run as another user than 0; nothing here needs root")
+    if user >= 65536:
+        raise ConfigError(f"user must be below 65536, not {user}")
+    if user != DEFAULT_USER[0] and not root_mode:
+        raise CapabilityError(
+            "users", remedy="started without root a sandbox has one user, 1000: leave `user` out"
+        )
+    return user, user
+
+
+def capabilities(facts: Mapping[str, Any], layered: bool) -> frozenset[str]:
+    """What a box can do, from what its station could get."""
+    del facts, layered  # forks and checkpoints, which need both, are not built yet
+    return frozenset({"python", "limits", "isolation"})
+
+
+def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport:
+    """Which walls stand, as the station built them."""
+
+    def active(yes: bool) -> str:
+        return "on" if yes else "off"
+
+    controllers = set(facts["controllers"])
+    guards = dict.fromkeys(
+        (
+            "user_namespace", "mount_namespace", "pid_namespace", "network_namespace",
+            "ipc_namespace", "uts_namespace", "cgroup_namespace", "no_new_privs", "no_capabilities",
+            "seccomp", "rlimits", "read_only_root", "disk_limit",
+        ),
+        "on",
+    )  # fmt: skip
+    guards |= {
+        "own_ids": active(facts["root_mode"]),
+        "cgroup_memory": active("memory" in controllers),
+        "cgroup_pids": active("pids" in controllers),
+        "cgroup_cpu": active("cpu" in controllers),
+        "cgroup_kill": active(facts["kills_by_group"]),
+        "layers": active(layered),
+        "zygote": active(facts["traced"]),
+        "landlock": "n/a",
+    }
+    versions = {"ms-enclave": __version__, "python": platform.python_version()}
+    return IsolationReport(
+        tier="namespace", guards=guards, kernel=platform.release(), versions=versions
+    )
+
+
+def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
+    """The plan of a station as the launcher reads it (JSON)."""
+    return {**plan.as_station(), "work": work, "slots": SLOTS, "hostname": "sandbox"}

@@ -1,0 +1,178 @@
+"""The embedded sandbox: Linux namespaces by direct system calls, and nothing to install.
+
+This module only makes and destroys a box and starts processes in it. The walls are built by the
+station (`ms_enclave.spawner`), what the box shows of the host is decided by `_process_plan`, and
+what a machine lacks is explained by `_process_probe`.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
+from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
+from ms_enclave.boxes.factory import register_sandbox
+from ms_enclave.channel.guest import GuestConnection
+from ms_enclave.errors import CapabilityError, IsolationUnavailableError, SandboxStartError
+from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
+from ms_enclave.spawner import stations
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from ms_enclave.channel.process import Process, SpawnRequest
+    from ms_enclave.model.diagnosis import Diagnosis, Problem
+    from ms_enclave.model.limits import ResolvedLimits
+    from ms_enclave.spawner.client import StationClient
+
+__all__ = ["ProcessSandbox"]
+
+
+@register_sandbox("process")
+class ProcessSandbox(Sandbox):
+    """A sandbox of tier `namespace`, on any Linux from 5.12 on; see `docs/process.md`.
+
+    Raises at its start IsolationUnavailableError where the machine does not allow the walls, with
+    what to do about it; nothing ever runs with fewer of them than its attestation says.
+    """
+
+    sandbox_type = "process"
+    config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
+    offers = frozenset({"python", "limits", "isolation"})
+
+    _station: StationClient
+    _plan: RuntimePlan
+    _limits: ResolvedLimits
+    _user: tuple[int, int]
+    _host_user: int | None
+
+    @property
+    def _settings_of_process(self) -> ProcessSandboxConfig:
+        return cast("ProcessSandboxConfig", self.config)
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self._settings_of_process
+        _refuse_what_is_not_here(config)
+        self._limits = config.resolve_limits()
+        self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
+        plan = requests.station_plan(self._plan, config.working_dir)
+        keep = self._owner != PROCESS_WIDE
+        try:
+            station = await stations.acquire(self._owner, self._plan.key, plan)
+        except IsolationUnavailableError as error:
+            raise await _explained(error) from None
+        stack.push_async_callback(stations.release, self._owner, station, keep=keep)
+        self._station = station
+        self._user = requests.DEFAULT_USER
+        box = await station.open_box(
+            self.id, self._user, requests.box_limits(self._limits), self._lost
+        )
+        stack.push_async_callback(station.close_box, self.id)
+        self._host_user = box["user"]
+        if config.preload:
+            await station.ask("prepare", preload=list(config.preload))
+        self._environment = {**self._environment, **self._plan.env, "HOME": config.working_dir}
+        self._shell = self._plan.shell
+        self._capabilities = requests.capabilities(station.facts, box["layered"])
+        self._isolation = requests.isolation_report(station.facts, box["layered"])
+        _require_guards(self._isolation, config.require or ())
+
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        config = self._settings_of_process
+        limits = request.limits or self._limits
+        user = requests.resolve_user(request.user, self._station.facts["root_mode"])
+        fields = requests.station_fields(limits, user, self._station.facts)
+        if request.argv is not None:
+            document = requests.command_document(request)
+            return await self._station.spawn(self.id, "exec", document, fields, stdin=request.stdin)
+        document = requests.code_document(request, list(config.preload or ()), config.seed)
+        fields["preload"] = document["preload"]
+        return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)
+
+    async def _connect_guest(self) -> GuestConnection:
+        document = {"op": "guest", "cwd": self.config.working_dir, "env": dict(self._environment)}
+        fields = requests.station_fields(self._limits, self._user, self._station.facts)
+        process, channel = await self._station.spawn_guest(self.id, document, fields)
+        await process.abandon()  # its end is heard on the channel; its streams lead nowhere
+        stream = await anyio.abc.UNIXSocketStream.from_socket(channel)
+        connection = GuestConnection(stream)
+        try:
+            await connection.connect()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await connection.aclose()
+            raise
+        return connection
+
+    @classmethod
+    async def release_owner(cls, owner: str) -> None:
+        """End the owner's stations."""
+        await stations.end_all_of(owner)
+
+    @classmethod
+    async def diagnose(cls) -> Diagnosis:
+        """Whether it works here, by making one, with the exact remedy for whatever it lacks."""
+        from ms_enclave.boxes._diagnose import diagnose_by_starting
+
+        return await diagnose_by_starting(cls, await _problems())
+
+
+def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
+    """What cannot be had is refused before anything is made.
+
+    Raises:
+        IsolationUnavailableError: not Linux, or a tier that this sandbox does not have.
+        CapabilityError: a network, or a life beyond the owner's.
+    """
+    if sys.platform != "linux":
+        raise IsolationUnavailableError(
+            f"The process sandbox needs Linux; this is {platform.system() or sys.platform}",
+            missing=["linux"],
+            remedy="use sandbox_type='docker', or a manager on a Linux machine over HTTP",
+        )
+    if config.isolation not in (None, "namespace", "best"):
+        raise IsolationUnavailableError(
+            f"The process sandbox has no tier {config.isolation!r}",
+            missing=[config.isolation],
+            remedy="use isolation='namespace'",
+        )
+    if config.network_enabled:
+        raise CapabilityError("network", remedy="leave network_enabled at False")
+    if config.on_owner_death == "keep":
+        raise CapabilityError("keep", remedy="leave on_owner_death at 'kill'")
+
+
+def _require_guards(report: IsolationReport, wanted: object) -> None:
+    missing = [name for name in cast("list[str]", wanted) if report.guards.get(name) != "on"]
+    if missing:
+        raise IsolationUnavailableError(
+            f"Required guards are not active here: {', '.join(missing)}",
+            missing=missing,
+            remedy="run `ms-enclave doctor` for what would give them",
+        )
+
+
+async def _problems() -> list[Problem]:
+    from ms_enclave.boxes._process_probe import host_facts, problems
+
+    facts = await anyio.to_thread.run_sync(host_facts)
+    return problems(facts)
+
+
+async def _explained(error: IsolationUnavailableError) -> IsolationUnavailableError:
+    """The same refusal with the remedy that fits this machine, as far as one is known."""
+    blocking = [problem for problem in await _problems() if problem.blocks]
+    if not blocking:
+        return error
+    return IsolationUnavailableError(
+        f"{blocking[0].what} ({error})",
+        missing=error.missing,
+        remedy="; ".join(problem.remedy for problem in blocking),
+    )

@@ -1,0 +1,415 @@
+"""The owner's end of a station: starts one, asks it for sandboxes and processes, hears their ends.
+
+Lives on the private loop. Nothing here waits for the station with the loop blocked, and every
+request that is under way when the station ends raises `SandboxLostError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from ms_enclave.channel.process import Exit, Process
+from ms_enclave.errors import IsolationUnavailableError, SandboxLostError, SandboxStartError
+from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["StationClient", "StationProcess"]
+
+_START_SECONDS = 20.0
+_END_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
+_PACKET = 1 << 17
+_SPARE_SLOTS = 1
+
+_open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked child must not keep its parent's stations alive by holding their sockets."""
+    for opened in list(_open_sockets):
+        opened.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+class StationClient:
+    """One station. `start` it, `close` it; in between it can be asked from the private loop."""
+
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        self.plan = dict(plan)
+        self.facts: dict[str, Any] = {}
+        self.users = 0
+        self._socket: socket.socket | None = None
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._notes = -1
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._processes: dict[int, StationProcess] = {}
+        self._boxes: dict[str, Callable[[str], object]] = {}
+        self._ready: asyncio.Future[dict[str, Any]] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._socket is not None
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            IsolationUnavailableError: the machine does not allow what it needs.
+            SandboxStartError: it ended or did not answer within 20 s.
+        """
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        try:
+            ours = await anyio.to_thread.run_sync(self._launch)
+            loop.add_reader(ours.fileno(), self._receive, ours)
+            with anyio.fail_after(_START_SECONDS):
+                self.facts = await self._ready
+        except TimeoutError:
+            await self.close()
+            raise SandboxStartError("The station did not get ready in time") from None
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.close()
+            raise
+
+    def _launch(self) -> socket.socket:
+        """In a worker thread: starting a process blocks."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package = Path(__file__).resolve().parent.parent
+        plan = {
+            **self.plan,
+            "instance": secrets.token_hex(8),
+            "package": str(package),
+            "spare_slots": _SPARE_SLOTS,
+        }
+        document = os.memfd_create("plan")
+        self._notes = os.memfd_create("notes")
+        try:
+            os.write(document, json.dumps(plan).encode())
+            os.lseek(document, 0, os.SEEK_SET)
+            program = str(package / "spawner" / "launcher.py")
+            words = [plan["launcher_python"], "-I", "-S", program]
+            self._launcher = subprocess.Popen(
+                [*words, str(theirs.fileno()), str(document)],
+                pass_fds=[theirs.fileno(), document],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._notes,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(document)
+        ours.setblocking(False)
+        _open_sockets.add(ours)
+        self._socket = ours
+        return ours
+
+    async def close(self) -> None:
+        """End the station with everything in it; returns when all of it is gone. Idempotent."""
+        self._disconnect("The station was closed")
+        launcher, self._launcher = self._launcher, None
+        if launcher is None:
+            return
+        try:
+            await anyio.to_thread.run_sync(launcher.wait, _END_SECONDS)
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+            await anyio.to_thread.run_sync(launcher.wait)
+        os.close(self._notes)
+
+    def _disconnect(self, text: str) -> None:
+        """The station is not to be heard of any more; whoever waits for it learns so."""
+        ours, self._socket = self._socket, None
+        if ours is None:
+            return
+        asyncio.get_running_loop().remove_reader(ours.fileno())
+        ours.close()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(SandboxLostError(text))
+        self._answers.clear()
+        for process in list(self._processes.values()):
+            process.lost(text)
+        self._processes.clear()
+        for lose in list(self._boxes.values()):
+            lose(text)
+        self._boxes.clear()
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(SandboxStartError(f"{text}: {self._last_words()}"))
+
+    def _last_words(self) -> str:
+        length = os.fstat(self._notes).st_size
+        return os.pread(self._notes, 2000, max(0, length - 2000)).decode("utf-8", "replace").strip()
+
+    # --- packets --------------------------------------------------------------------------------
+
+    def _receive(self, ours: socket.socket) -> None:
+        """Called by the loop when there is something to read."""
+        while self._socket is ours:
+            try:
+                data = ours.recv(_PACKET)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._disconnect("The station has ended")
+                return
+            self._take(json.loads(data))
+
+    def _take(self, row: dict[str, Any]) -> None:
+        event = row.get("event")
+        if event is None:
+            answer = self._answers.pop(row["q"], None)
+            if answer is not None and not answer.done():
+                answer.set_result(row)
+        elif event == "exit":
+            process = self._processes.pop(row["process"], None)
+            if process is not None:
+                process.ended(row)
+        elif event == "lost":
+            lose = self._boxes.pop(row["box"], None)
+            if lose is not None:
+                lose(row["text"])
+        elif self._ready is not None and not self._ready.done():
+            if event == "ready":
+                self._ready.set_result(row)
+            else:
+                self._ready.set_exception(start_error(row))
+
+    async def ask(self, operation: str, descriptors: Sequence[int] = (), **fields: Any) -> Any:
+        """Send a request and return what the answer's `ok` holds.
+
+        Raises:
+            SandboxLostError: the station is gone or does not answer.
+            SandboxStartError: it could not do it; says which step failed.
+        """
+        ours = self._socket
+        if ours is None:
+            raise SandboxLostError("The station has ended")
+        number = next(self._numbers)
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        packet = json.dumps({"q": number, "op": operation, **fields}).encode()
+        try:
+            with anyio.fail_after(_ANSWER_SECONDS):
+                while True:
+                    try:
+                        socket.send_fds(ours, [packet], list(descriptors))
+                        break
+                    except BlockingIOError:
+                        await anyio.wait_writable(ours)
+                    except (BrokenPipeError, ConnectionResetError):
+                        raise SandboxLostError("The station has ended") from None
+                row = await answer
+        except TimeoutError:
+            raise SandboxLostError("The station does not answer") from None
+        finally:
+            self._answers.pop(number, None)
+        if "error" in row:
+            raise SandboxStartError(f"The sandbox could not do it: {row['error']['text']}")
+        return row["ok"]
+
+    # --- sandboxes and processes ----------------------------------------------------------------
+
+    async def open_box(
+        self, name: str, user: tuple[int, int], limits: Mapping[str, Any],
+        on_lost: Callable[[str], object],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself."""
+        self._boxes[name] = on_lost
+        try:
+            return await self.ask("open", box=name, user=user, limits=dict(limits))
+        except BaseException:
+            self._boxes.pop(name, None)
+            if self.alive:
+                with anyio.CancelScope(shield=True):
+                    await self.ask("close", box=name)
+            raise
+
+    async def close_box(self, name: str) -> None:
+        """End a sandbox with everything in it; returns when it is gone."""
+        self._boxes.pop(name, None)
+        if self.alive:
+            await self.ask("close", box=name)
+
+    async def spawn(
+        self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
+        *, stdin: bool,
+    ) -> StationProcess:  # fmt: skip
+        """Start a process: `document` is for the process itself, `fields` for the station."""
+        process = StationProcess(self, next(self._numbers), stdin=stdin)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._processes[process.number] = process
+        try:
+            with theirs, ours:
+                send_request(ours, document, process.inner_ends)
+                answer = await self.ask(
+                    "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
+                )
+            process.pid = answer["pid"]
+        except BaseException:
+            self._processes.pop(process.number, None)
+            with anyio.CancelScope(shield=True):
+                await process.abandon()
+            raise
+        finally:
+            process.close_inner_ends()
+        return process
+
+    async def spawn_guest(
+        self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> tuple[StationProcess, socket.socket]:
+        """Start the guest; returns its process and the connected end of its channel."""
+        process = StationProcess(self, next(self._numbers), stdin=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._processes[process.number] = process
+        try:
+            with theirs:
+                send_request(ours, document, process.inner_ends)
+                answer = await self.ask(
+                    "spawn", [theirs.fileno()], box=box, kind="guest", process=process.number,
+                    **fields,
+                )  # fmt: skip
+            process.pid = answer["pid"]
+        except BaseException:
+            ours.close()
+            self._processes.pop(process.number, None)
+            with anyio.CancelScope(shield=True):
+                await process.abandon()
+            raise
+        finally:
+            process.close_inner_ends()
+        return process, ours
+
+
+def send_request(
+    connected: socket.socket, document: Mapping[str, Any], descriptors: Sequence[int]
+) -> None:
+    """Put a process's first message into its channel, where it waits for the process.
+
+    The request itself goes as a file in memory, so that its size does not matter.
+    """
+    request = os.memfd_create("request")
+    try:
+        os.set_blocking(request, False)
+        view = memoryview(json.dumps(document).encode())
+        while view:
+            view = view[os.write(request, view) :]
+        socket.send_fds(connected, [b"\1"], [request, *descriptors])
+    finally:
+        os.close(request)
+
+
+def start_error(row: Mapping[str, Any]) -> SandboxStartError | IsolationUnavailableError:
+    """The error for a start that failed at a step: what the machine forbids, or anything else."""
+    text = f"The station could not start: {row['step']}: {row['text']}"
+    if row["errno"] in (1, 13, 22, 28, 38, 87):  # EPERM EACCES EINVAL ENOSPC ENOSYS EUSERS
+        return IsolationUnavailableError(text, missing=[row["step"]])
+    return SandboxStartError(text)
+
+
+class StationProcess(Process):
+    """A process in a sandbox of a station; its ends are pipes that the owner reads itself."""
+
+    def __init__(self, station: StationClient, number: int, *, stdin: bool) -> None:
+        self.pid = 0
+        self.number = number
+        self._station = station
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        self.stdout = PipeReader(out_read)
+        self.stderr = PipeReader(err_read)
+        self.stdin = None
+        if stdin:
+            in_read, in_write = os.pipe()
+            self.stdin = PipeWriter(in_write)
+        else:
+            in_read = open_null()
+        self.inner_ends = (in_read, out_write, err_write)
+        for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
+            os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
+
+    def close_inner_ends(self) -> None:
+        """Once the process has them they must not be held here, or no pipe would ever end."""
+        for descriptor in self.inner_ends:
+            os.close(descriptor)
+        self.inner_ends = ()
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def send_signal(self, signum: int) -> None:
+        if not self._exit.done():
+            await self._station.ask("signal", process=self.number, signal=signum)
+
+    async def kill(self) -> None:
+        if self._station.alive:
+            await self._station.ask("kill", process=self.number)
+
+    async def aclose(self) -> None:
+        try:
+            if not self._exit.done():
+                await self.kill()
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """Close the streams of a process that is gone, or never came to be."""
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                await stream.aclose()
+        if not self._exit.done():
+            self._exit.cancel()
+        elif not self._exit.cancelled():
+            self._exit.exception()  # retrieved, so that nobody warns of it
+
+    def lost(self, text: str) -> None:
+        if not self._exit.done():
+            self._exit.set_exception(SandboxLostError(text))
+            self._exit.exception()
+
+    def ended(self, row: Mapping[str, Any]) -> None:
+        """The station has reaped it."""
+        if self._exit.done():
+            return
+        number = os.waitstatus_to_exitcode(row["status"])
+        self._exit.set_result(
+            Exit(
+                exit_code=number if number >= 0 else 128 - number,
+                signal=None if number >= 0 else -number,
+                cause=row["cause"],
+                cpu_user=row["cpu_user"],
+                cpu_system=row["cpu_system"],
+                peak_memory=row["peak_memory"],
+                processes=row["processes"],
+                source=row["source"],
+            )
+        )

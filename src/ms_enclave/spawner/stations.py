@@ -1,0 +1,80 @@
+"""Which station serves whom: one for each owner and plan, shared by the owner's sandboxes.
+
+A manager keeps its stations until it stops. A sandbox that no manager made brings its own, which
+ends with the last sandbox that uses it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ms_enclave.loop import add_closer, remove_closer
+from ms_enclave.spawner.client import StationClient
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["acquire", "end_all_of", "release"]
+
+_stations: dict[tuple[str, str], StationClient] = {}
+_locks: dict[tuple[str, str], anyio.Lock] = {}
+
+
+def _forget_in_child() -> None:
+    _stations.clear()
+    _locks.clear()
+
+
+if sys.platform != "win32":
+    import os
+
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+async def acquire(owner: str, key: str, plan: Mapping[str, Any]) -> StationClient:
+    """The owner's station for a plan, started if there is none; to be given back by `release`.
+
+    Raises what `StationClient.start` raises.
+    """
+    place = (owner, key)
+    async with _locks.setdefault(place, anyio.Lock()):
+        station = _stations.get(place)
+        if station is not None and not station.alive:
+            await _end(place)
+            station = None
+        if station is None:
+            station = StationClient(plan)
+            await station.start()
+            _stations[place] = station
+            add_closer(station, station.close, last=True)
+        station.users += 1
+        return station
+
+
+async def release(owner: str, station: StationClient, *, keep: bool) -> None:
+    """Give a station back; it ends with its last user unless the owner keeps it."""
+    station.users -= 1
+    if not keep and station.users <= 0:
+        for place, known in list(_stations.items()):
+            if known is station and place[0] == owner:
+                async with _locks[place]:
+                    if known.users <= 0 and _stations.get(place) is known:
+                        await _end(place)
+
+
+async def end_all_of(owner: str) -> None:
+    """End every station of an owner."""
+    for place in [place for place in _stations if place[0] == owner]:
+        async with _locks[place]:
+            if place in _stations:
+                await _end(place)
+
+
+async def _end(place: tuple[str, str]) -> None:
+    station = _stations.pop(place)
+    remove_closer(station)
+    with anyio.CancelScope(shield=True):
+        await station.close()

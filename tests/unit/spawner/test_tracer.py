@@ -1,0 +1,72 @@
+"""What keeps a carrier harmless whose memory somebody hostile shares: live-fork's attack table.
+
+The positive control shows that the attack works where the check is left out, so that a check that
+does nothing cannot pass.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ms_enclave
+from ms_enclave.spawner.blob import BLOB
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="carriers exist on x86-64 Linux only",
+)
+
+SOURCES = Path(ms_enclave.__file__).parent.parent
+
+
+def run_case(name: str, folder: Path) -> object:
+    program = str(Path(__file__).with_name("traced.py"))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", program, name, str(folder), str(SOURCES)],
+        capture_output=True,
+        timeout=30,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_ordered_call_is_made(tmp_path: Path) -> None:
+    assert run_case("ordered", tmp_path) == [True, None]
+
+
+def test_a_copy_is_a_child_of_the_tracer(tmp_path: Path) -> None:
+    assert run_case("copy", tmp_path) == [True, True]
+
+
+def test_a_page_that_goes_for_another_call_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    assert run_case("hostile_page", tmp_path) == [True, False]
+
+
+def test_positive_control_the_same_page_resumed_freely_does_it(tmp_path: Path) -> None:
+    assert run_case("positive_control", tmp_path) is True
+
+
+@pytest.mark.parametrize(
+    "case", ["endless_page", "old_abi_page", "broken_page", "other_arguments", "ends_instead"]
+)
+def test_every_other_course_is_refused(case: str, tmp_path: Path) -> None:
+    assert run_case(case, tmp_path) is True
+
+
+def test_the_bytes_are_the_assembled_source(tmp_path: Path) -> None:
+    source = SOURCES / "ms_enclave" / "spawner" / "blob.S"
+    code, flat = tmp_path / "blob.o", tmp_path / "blob.bin"
+    try:
+        subprocess.run(["cc", "-c", "-o", code, source], check=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("no assembler (cc) here")
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, flat], check=True, timeout=30)
+    assert flat.read_bytes() == BLOB

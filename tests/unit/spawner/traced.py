@@ -1,0 +1,134 @@
+"""Cases for the tracer, run as a program of its own: ptrace belongs to one thread, and pytest has
+several. `python -I -S traced.py CASE FOLDER` prints one JSON value."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+sys.path.insert(0, sys.argv[3])
+
+from ms_enclave.spawner import carrier, tracer
+
+_MKDIR, _GETPPID, _GETPID, _EXIT = 83, 110, 39, 60
+
+
+def parked() -> carrier.Carrier:
+    """A carrier of a copy of this program that waits on a pipe."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    return carrier.Carrier.of_parked(pid)
+
+
+def overwrite(victim: carrier.Carrier, code: bytes) -> None:
+    """What a hostile process that shares the memory does to the page."""
+    with open(f"/proc/{victim.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(victim.page)
+        memory.write(code)
+
+
+def mkdir_code(path: str) -> bytes:
+    """mkdir(path, 0o755) in the place of the ordered call, then back to a stop."""
+    lea = b"\x48\x8d\x3d" + (19).to_bytes(4, "little")  # lea rdi, [rip + 19]
+    code = lea + b"\xbe\xed\x01\x00\x00" + b"\xb8\x53\x00\x00\x00" + b"\x0f\x05\xcc"
+    return code.ljust(26, b"\x90") + path.encode() + b"\0"
+
+
+def ordered(_folder: str):
+    one = parked()
+    result, made = tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    return [result == one.pid, made]
+
+
+def copy(_folder: str):
+    one = parked()
+    twin = one.copy()
+    again, _ = tracer.system_call(twin, one.state, one.page, _GETPPID)
+    return [twin != one.pid, again == os.getpid()]
+
+
+def hostile_page(folder: str):
+    """A page that makes another call than the ordered one: refused before it is made."""
+    one = parked()
+    overwrite(one, mkdir_code(f"{folder}/pwned"))
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    except tracer.TraceError as error:
+        return ["went for" in str(error), os.path.exists(f"{folder}/pwned")]
+    return ["not refused", os.path.exists(f"{folder}/pwned")]
+
+
+def positive_control(folder: str):
+    """The same page resumed freely: the attack is real, and only the check stops it."""
+    one = parked()
+    overwrite(one, mkdir_code(f"{folder}/pwned"))
+    registers = tracer.Registers.from_buffer_copy(one.state.registers)
+    registers.rip, registers.orig_rax = one.page, 2**64 - 1
+    tracer.run_page(one.pid, one.page, registers)
+    return os.path.exists(f"{folder}/pwned")
+
+
+def endless_page(_folder: str):
+    one = parked()
+    overwrite(one, b"\xeb\xfe")  # jmp .
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    except tracer.TraceError as error:
+        return "did not stop" in str(error)
+    return "not refused"
+
+
+def old_abi_page(_folder: str):
+    one = parked()
+    overwrite(one, b"\xcd\x80\xcc")  # int 0x80: getpid of the 32-bit table is 20, not 39
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    except tracer.TraceError as error:
+        return "went for" in str(error)
+    return "not refused"
+
+
+def broken_page(_folder: str):
+    one = parked()
+    overwrite(one, b"\x0f\x0b")  # ud2
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    except tracer.TraceError as error:
+        return "instead of at a system call" in str(error)
+    return "not refused"
+
+
+def other_arguments(_folder: str):
+    """The right call with another argument: xor edi, edi; inc edi; syscall."""
+    one = parked()
+    overwrite(one, b"\xff\xc7\x0f\x05\xcc")
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _EXIT, 0)
+    except tracer.TraceError as error:
+        return "went for" in str(error)
+    return "not refused"
+
+
+def ends_instead(_folder: str):
+    one = parked()
+    os.kill(one.pid, signal.SIGKILL)
+    try:
+        tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    except tracer.TraceError:
+        return True
+    return "not refused"
+
+
+def main() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    print(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
+
+
+main()
