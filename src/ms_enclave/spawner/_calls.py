@@ -178,10 +178,14 @@ def open_tree(path: str) -> int:
     )
 
 
-def mount_setattr(tree: int, attributes: int, *, private: bool = True) -> None:
-    """Set mount attributes on a whole detached tree and cut its propagation."""
-    propagation = MS_PRIVATE if private else 0
-    request = struct.pack("=QQQQ", attributes, 0, propagation, 0)
+def mount_setattr(tree: int, attributes: int, *, id_map: int | None = None) -> None:
+    """Set mount attributes on a whole detached tree and cut its propagation.
+
+    `id_map` is a descriptor of a user namespace whose map the mount then has.
+    """
+    if id_map is not None:
+        attributes |= 0x00100000  # MOUNT_ATTR_IDMAP
+    request = struct.pack("=QQQQ", attributes, 0, MS_PRIVATE, id_map or 0)
     call("mount_setattr", tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, request, len(request))
 
 

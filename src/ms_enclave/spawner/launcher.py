@@ -2,8 +2,9 @@
 
 The only part that may run as host root. It does what only the host can do (an id range that
 nobody else uses, control groups, trees of folders whose parents are closed), makes the station in
-namespaces of its own, writes its id map, and from then on only waits, to remove the control groups
-when the station is gone. CONTROL is the station's end of the control socket, PLAN a file with the
+namespaces of its own, writes its id map, and from then on only waits: to hand out a folder of the
+host that the plan already names, mapped to a slot's user, and to remove the control groups when
+the station is gone. CONTROL is the station's end of the control socket, PLAN a file with the
 plan as JSON.
 """
 
@@ -43,48 +44,54 @@ def main(control: int, plan_file: int) -> None:
     with open(plan_file, "rb") as file:
         plan = json.load(file)
     peer = socket.socket(fileno=control)
+    first, lock = -1, -1
     try:
-        station, groups, kept = _start(plan, control)
+        first, lock = _choose_ids()
+        station, groups, ours = _start(plan, control, first)
     except StartError as error:
         peer.send(json.dumps(error.row).encode())
         return
     peer.close()
+    _serve(ours, plan["volumes"], first)
     os.waitpid(station, 0)
     for group in groups:
         _remove(group.path)
-    if kept >= 0:
-        os.close(kept)
+    if lock >= 0:
+        os.close(lock)
 
 
-def _start(plan: dict, control: int):
-    """Make the station; returns its pid, its control groups and the lock on its ids."""
-    first, lock = _choose_ids()
+def _start(plan: dict, control: int, first: int | None):
+    """Make the station; returns its pid, its control groups and our end of the line to it."""
     plan["root_mode"] = first is not None
+    plan["first_id"] = first
+    if first is None:  # the sandbox's user is the caller: what is writable needs no mapping
+        plan["binds"] += plan["volumes"]
     name = f"ms-enclave-{plan['instance']}"
     with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
         groups = cgroups.prepare(cgroups.discover(mounts.read(), own.read()), name, first)
     plan["groups"] = [group.row() for group in groups]
     try:
-        return _clone_station(plan, control, first, groups), groups, lock
+        pid, ours = _clone_station(plan, control, first, groups)
     except BaseException:
         for group in groups:
             _remove(group.path)
         raise
+    return pid, groups, ours
 
 
-def _clone_station(plan: dict, control: int, first: int | None, groups) -> int:
+def _clone_station(plan: dict, control: int, first: int | None, groups):
     trees = _step("open", root.open_trees, plan) if first is not None else []
     go_read, go_write = os.pipe()
-    life_read, life_write = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = _step("clone", calls.clone, calls.EVERY_NAMESPACE)
     if pid == 0:
         os.close(go_write)
-        os.close(life_write)
-        _become_station(plan, control, life_read, go_read, trees)
+        ours.close()
+        _become_station(plan, control, theirs.fileno(), go_read, trees)
     for tree, _ in trees:
         os.close(tree)
     os.close(go_read)
-    os.close(life_read)  # life_write stays open: its end is how the station learns of ours
+    theirs.close()  # ours stays open: its end is how the station learns of the launcher's
     try:
         _step("id map", _write_map, pid, first)
         for group in groups:
@@ -97,7 +104,63 @@ def _clone_station(plan: dict, control: int, first: int | None, groups) -> int:
         raise
     os.write(go_write, b"g")
     os.close(go_write)
-    return pid
+    return pid, ours
+
+
+def _serve(ours: socket.socket, volumes: list[dict], first: int | None) -> None:
+    """Answer the station until it is gone. A request is the number of a writable volume of the
+    plan and the user of a slot; nothing else can be asked for."""
+    while True:
+        request = ours.recv(256)
+        if not request:
+            return
+        index, user = (int(word) for word in request.split())
+        tree = -1
+        try:
+            tree = _mapped_tree(volumes[index]["source"], user, first)
+            socket.send_fds(ours, [b"0|"], [tree])
+        except (OSError, IndexError) as error:
+            number = getattr(error, "errno", None) or errno.EINVAL
+            ours.send(f"{number}|{error}".encode())
+        finally:
+            if tree >= 0:
+                os.close(tree)
+
+
+def _mapped_tree(source: str, user: int, first: int | None) -> int:
+    """A folder of the host in which its owner's files belong to a slot's user, and the other way.
+
+    Raises OSError: EPERM for a folder of root's, which no sandbox may write as.
+    """
+    if first is None or not first <= user < first + _RANGE:
+        raise OSError(errno.EINVAL, "not a user of this station")
+    owner = os.stat(source)
+    if owner.st_uid == 0 or owner.st_gid == 0:
+        raise OSError(errno.EPERM, f"{source} belongs to root, and nothing in a sandbox may be root")
+    read, write = os.pipe()
+    pid = calls.clone(calls.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    try:
+        _put(f"/proc/{pid}/gid_map", f"{owner.st_gid} {user} 1\n")
+        _put(f"/proc/{pid}/uid_map", f"{owner.st_uid} {user} 1\n")
+        space = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(read)
+        os.close(write)
+        os.waitpid(pid, 0)
+    try:
+        tree = calls.open_tree(source)
+        try:
+            calls.mount_setattr(tree, calls.MOUNT_NOSUID | calls.MOUNT_NODEV, id_map=space)
+        except BaseException:
+            os.close(tree)
+            raise
+    finally:
+        os.close(space)
+    return tree
 
 
 def _step(name: str, action, *arguments):

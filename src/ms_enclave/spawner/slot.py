@@ -241,20 +241,27 @@ class Store:
 
 
 def furnish(
-    slot: Slot, own_mounts: int, work: str, size: int, inodes: int, user: tuple[int, int]
+    slot: Slot,
+    own_mounts: int,
+    work: str,
+    size: int,
+    inodes: int,
+    user: tuple[int, int],
+    volumes: list[tuple[int, str]],
 ) -> Store:
     """Give a slot its work folder and /tmp, both on one store of `size` bytes and `inodes` files.
 
     `own_mounts` is a descriptor of the station's mount namespace, to come back to; `user` the uid
-    and gid, inside, that own the work folder. Raises OSError, and then no store is left.
+    and gid, inside, that own the work folder; `volumes` are further trees and where they go, and are closed.
+    Raises OSError, and then no store is left.
     """
     base = slot.first_id or 0
     inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
-    store = calls.make_filesystem(
-        "tmpfs", {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}, _ATTRIBUTES
-    )
-    trees: list[tuple[int, str]] = []
+    trees = list(volumes)
+    store = -1
     try:
+        options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
+        store = calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
         layered = True
         for name, target, mode, owner in (
             ("work", work, 0o700, inside),
@@ -268,7 +275,8 @@ def furnish(
             trees.append((tree, target))
         _attach(slot, own_mounts, trees)
     except BaseException:
-        os.close(store)
+        if store >= 0:
+            os.close(store)
         raise
     finally:
         for tree, _ in trees:

@@ -79,7 +79,7 @@ class Station:
 
     def __init__(self, control: int, life: int, plan: dict) -> None:
         self.control = socket.socket(fileno=control)
-        self.life = life
+        self.life = socket.socket(fileno=life)
         self.plan = plan
         self.processors = os.sched_getaffinity(0)
         self.own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -101,14 +101,14 @@ class Station:
         self.events = calls.child_events()
         self.zygotes.start()
         self.send({"event": "ready", **self.describe()})
-        own = {self.control.fileno(), self.life, self.events}
+        own = {self.control.fileno(), self.life.fileno(), self.events}
         while True:
             preparing = {p.channel.fileno(): key for key, p in self.zygotes.preparing.items()}
             poll = select.poll()
             for descriptor in (*own, *preparing):
                 poll.register(descriptor, select.POLLIN)
             for descriptor, _ in poll.poll(self.patience()):
-                if descriptor == self.life:
+                if descriptor == self.life.fileno():
                     return
                 if descriptor == self.events:
                     self.drain()
@@ -181,8 +181,9 @@ class Station:
             group = self.groups.group(request["box"])
             group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
             store = slot.furnish(
-                place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user
-            )
+                place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
+                self.volumes(place, user),
+            )  # fmt: skip
         except BaseException:
             if group is not None:
                 self.let_go(group)
@@ -194,6 +195,26 @@ class Station:
         first = place.first_id
         host_user = None if first is None else first + user[0]
         return {"ok": {"init": place.init, "layered": store.layered, "user": host_user}}
+
+    def volumes(self, place: slot.Slot, user: tuple[int, int]) -> list[tuple[int, str]]:
+        """Writable folders of the host for one slot, mapped to its user by the launcher.
+
+        With a one-id map the user is who owns the station, and the root has them already.
+        """
+        if place.first_id is None:
+            return []
+        trees = []
+        outside = self.plan["first_id"] + place.first_id + user[0]
+        for index, volume in enumerate(self.plan["volumes"]):
+            self.life.send(f"{index} {outside}".encode())
+            answer, descriptors, _, _ = socket.recv_fds(self.life, 4096, 1)
+            if not descriptors:
+                for tree, _target in trees:
+                    os.close(tree)
+                number, _, text = answer.decode().partition("|")
+                raise OSError(int(number or 32), text)
+            trees.append((descriptors[0], volume["target"]))
+        return trees
 
     def take_slot(self) -> slot.Slot:
         return self.spare.pop() if self.spare else self.make_slot()

@@ -141,7 +141,7 @@ class Zygotes:
         message = os.memfd_create("request")
         try:
             slot.furnish(place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024,
-                         self.user()).close()
+                         self.user(), []).close()
             os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
