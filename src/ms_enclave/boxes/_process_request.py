@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.model import IsolationReport
+from ms_enclave.spawner import seccomp
 from ms_enclave.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ __all__ = [
     "code_document",
     "command_document",
     "isolation_report",
+    "plan_key",
     "resolve_user",
     "station_fields",
     "station_plan",
@@ -169,6 +173,19 @@ def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport
     )
 
 
+def plan_key(plan: Mapping[str, Any]) -> str:
+    """The same for plans that one station can serve."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
 def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
     """The plan of a station as the launcher reads it (JSON)."""
-    return {**plan.as_station(), "work": work, "slots": SLOTS, "hostname": "sandbox"}
+    return {
+        **plan.as_station(),
+        "work": work,
+        "slots": SLOTS,
+        "hostname": "sandbox",
+        "groups": True,
+        "filter": seccomp.filter_for(traced=True).hex(),
+        "init_filter": seccomp.filter_for(traced=False).hex(),
+    }

@@ -62,10 +62,10 @@ class ProcessSandbox(Sandbox):
         _refuse_what_is_not_here(config)
         self._limits = config.resolve_limits()
         self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
-        plan = requests.station_plan(self._plan, config.working_dir)
+        plan = self._station_plan()
         keep = self._owner != PROCESS_WIDE
         try:
-            station = await stations.acquire(self._owner, self._plan.key, plan)
+            station = await stations.acquire(self._owner, requests.plan_key(plan), plan)
         except IsolationUnavailableError as error:
             raise await _explained(error) from None
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
@@ -83,6 +83,11 @@ class ProcessSandbox(Sandbox):
         self._capabilities = requests.capabilities(station.facts, box["layered"])
         self._isolation = requests.isolation_report(station.facts, box["layered"])
         _require_guards(self._isolation, config.require or ())
+
+    def _station_plan(self) -> dict[str, Any]:
+        """What its station is built from. Tests take walls away here, to see attacks succeed;
+        no config field, environment variable or route reaches it."""
+        return requests.station_plan(self._plan, self.config.working_dir)
 
     async def _spawn(self, request: SpawnRequest) -> Process:
         config = self._settings_of_process

@@ -67,8 +67,10 @@ def _start(plan: dict, control: int, first: int | None):
     if first is None:  # the sandbox's user is the caller: what is writable needs no mapping
         plan["binds"] += plan["volumes"]
     name = f"ms-enclave-{plan['instance']}"
-    with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
-        groups = cgroups.prepare(cgroups.discover(mounts.read(), own.read()), name, first)
+    groups = []
+    if plan["groups"]:
+        with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
+            groups = cgroups.prepare(cgroups.discover(mounts.read(), own.read()), name, first)
     plan["groups"] = [group.row() for group in groups]
     try:
         pid, ours = _clone_station(plan, control, first, groups)
