@@ -1,0 +1,165 @@
+"""One call of the host's, as an operation sees it: its parameters, its streams, its end."""
+
+from __future__ import annotations
+
+import collections
+import os
+
+from . import protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from .loop import Loop, Steps, Task
+
+    class Sender(Protocol):
+        """The guest's end of the channel."""
+
+        loop: Loop
+        folder: bytes
+
+        def send(self, frame: bytes) -> None: ...
+        def has_room(self) -> bool: ...
+        def wait_for_room(self, task: Task) -> None: ...
+        def find(self, call: object) -> Call | None: ...
+
+
+__all__ = ["Call", "Refused"]
+
+
+class Refused(ValueError):
+    """What the caller asked for makes no sense; the text is for the caller."""
+
+
+class Call:
+    """Streams in bounded memory: what is sent waits for the host's credit, what comes has ours."""
+
+    def __init__(self, number: int, body: dict[str, Any], sender: Sender) -> None:
+        self.number = number
+        self.body = body
+        self.sender = sender
+        self.loop = sender.loop
+        self.task: Task | None = None
+        self.child: Any = None
+        """The program, where the call is one."""
+        self._send_windows = [protocol.SendWindow() for _ in range(protocol.MAX_CHANNEL + 1)]
+        self._receive_window = protocol.ReceiveWindow()
+        self._inbox: collections.deque[bytes] = collections.deque()
+
+    def wake(self) -> None:
+        if self.task is not None:
+            self.loop.wake(self.task)
+
+    # --- parameters ---
+
+    def text(self, name: str) -> str:
+        value = self.body.get(name)
+        if not isinstance(value, str):
+            raise Refused(f"{name} must be text")
+        return value
+
+    def number_of(self, name: str, default: int | None = None) -> int | None:
+        value = self.body.get(name, default)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise Refused(f"{name} must be a number")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        return bool(self.body.get(name, default))
+
+    def path(self, name: str = "path") -> bytes:
+        """A path in the sandbox's own view; a relative one starts at the working folder."""
+        return os.path.join(self.sender.folder, encode_path(self.text(name)))
+
+    # --- sending ---
+
+    def credit(self, channel: int = 0) -> int:
+        """Bytes that may be sent now; 0 also while the channel to the host is full.
+
+        Whoever waits is woken when that has changed.
+        """
+        if not self.sender.has_room():
+            if self.task is not None:
+                self.sender.wait_for_room(self.task)
+            return 0
+        return min(self._send_windows[channel].credit, protocol.MAX_PAYLOAD)
+
+    def room(self, amount: int = 1, channel: int = 0) -> Steps[int]:
+        """Wait until that much can be sent; gives how much can be."""
+        while True:
+            credit = self.credit(channel)
+            if credit >= amount:
+                return credit
+            yield None
+
+    def send(self, data: bytes, channel: int = 0) -> None:
+        """Send no more than `credit`."""
+        self._send_windows[channel].take(len(data))
+        self.sender.send(protocol.encode(protocol.DATA, self.number, data, channel))
+
+    def send_all(self, data: bytes) -> Steps[None]:
+        start = 0
+        while start < len(data):
+            credit = yield from self.room()
+            self.send(data[start : start + credit])
+            start += credit
+
+    def send_page(self, entries: list[Any]) -> Steps[None]:
+        """Send a JSON list as one frame."""
+        data = protocol.dump(entries)
+        yield from self.room(len(data))
+        self.send(data)
+
+    def send_end(self, channel: int) -> None:
+        self.sender.send(protocol.encode(protocol.END, self.number, b"", channel))
+
+    def send_event(self, body: dict[str, Any]) -> None:
+        self.sender.send(protocol.encode(protocol.EVENT, self.number, protocol.dump(body)))
+
+    # --- receiving ---
+
+    def take(self) -> bytes | None:
+        """The next bytes that came, b"" after the last of them, None when there are none yet."""
+        if self._inbox:
+            return self._inbox.popleft()
+        return b"" if self._receive_window.ended else None
+
+    def consumed(self, amount: int) -> None:
+        """Bytes that were taken are used up: the host may send as many again."""
+        granted = self._receive_window.consume(amount)
+        if granted:
+            self.sender.send(protocol.encode_credit(self.number, granted))
+
+    def receive(self) -> Steps[bytes]:
+        """Wait for the next bytes; b"" after the last."""
+        while True:
+            data = self.take()
+            if data is not None:
+                self.consumed(len(data))
+                return data
+            yield None
+
+    # --- what the host sends ---
+
+    def on_data(self, data: bytes) -> None:
+        self._receive_window.receive(len(data))
+        if data:
+            self._inbox.append(data)
+            self.wake()
+
+    def on_end(self) -> None:
+        self._receive_window.end()
+        self.wake()
+
+    def on_credit(self, amount: int, channel: int) -> None:
+        self._send_windows[channel].grant(amount)
+        self.wake()
+
+
+def encode_path(text: str) -> bytes:
+    if not text:
+        raise Refused("an empty path")
+    if "\0" in text:
+        raise Refused("a path with a NUL byte")
+    return text.encode("utf-8", "surrogateescape")

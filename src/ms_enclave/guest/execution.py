@@ -1,0 +1,452 @@
+"""Programs started by the guest: from `fork` to the last descendant.
+
+Each program has a supervisor, a fork of the guest that does nothing but collect what ends below it:
+descendants that were daemonised stay below their own supervisor, so that they are found, and one
+program's are not mistaken for another's. It reports the end of the program itself at once and ends
+when nothing is left. Time and memory are the kernel's figures for the program and the descendants
+it waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, NoReturn, Sequence
+
+__all__ = [
+    "NOT_EXECUTABLE",
+    "NOT_FOUND",
+    "Child",
+    "Program",
+    "become_subreaper",
+    "close_from",
+    "descendants",
+    "exit_code",
+    "fork",
+    "start",
+    "start_worker",
+]
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+"""What a shell answers for a program that is not there, and for one that cannot be run."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+_RECORD = struct.Struct("!qqdd")
+_CODE_IN_ARGV = 1 << 16  # one argument may have 128 KiB
+_CODE_FROM_DESCRIPTOR = (
+    "exec(compile(__import__('os').fdopen(%d, encoding='utf-8').read(), '<string>', 'exec'))"
+)
+_RLIMITS = {
+    "cpu": resource.RLIMIT_CPU,
+    "file_size": resource.RLIMIT_FSIZE,
+    "nofile": resource.RLIMIT_NOFILE,
+    "data": resource.RLIMIT_DATA,
+}
+
+
+class Program:
+    """What to start; the guest's side of a spawn request."""
+
+    def __init__(
+        self,
+        argv: Sequence[bytes],
+        env: dict[bytes, bytes],
+        cwd: bytes,
+        user: object,
+        limits: dict[str, int],
+    ) -> None:
+        self.argv = argv
+        self.env = env
+        self.cwd = cwd
+        self.user = user
+        self.limits = limits
+        self.code: bytes | None = None
+        """Source for the interpreter we run in; `argv` then holds its arguments."""
+
+
+class Child:
+    """A started program: its supervisor and our ends of its pipes, all non-blocking.
+
+    Owned by the operation that started it, which calls `close`. Nothing here waits.
+    """
+
+    def __init__(self, supervisor: int, report: int, stdin: int, stdout: int, stderr: int) -> None:
+        self.supervisor = supervisor
+        self.report = report
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.pid = 0
+        self.exit: tuple[int, float, float, int] | None = None
+        """Wait status, seconds of CPU in the program and in the kernel, peak memory in bytes."""
+        self.gone = False
+        """The supervisor has ended, and so has everything below it."""
+
+    def read_report(self) -> None:
+        """Take what the supervisor has said so far."""
+        while self.report >= 0:
+            try:
+                record = os.read(self.report, _RECORD.size)
+            except BlockingIOError:
+                return
+            if len(record) < _RECORD.size:
+                self.close_one("report")
+                self.gone = True
+                if self.exit is None:  # killed, like what it looked after
+                    self.exit = (signal.SIGKILL, 0.0, 0.0, 0)
+            elif self.pid == 0:
+                self.pid = _RECORD.unpack(record)[0]
+            else:
+                status, peak, user, system = _RECORD.unpack(record)
+                self.exit = (status, user, system, peak)
+
+    def close_one(self, name: str) -> None:
+        descriptor = getattr(self, name)
+        if descriptor >= 0:
+            setattr(self, name, -1)
+            os.close(descriptor)
+
+    def close(self) -> None:
+        for name in ("report", "stdin", "stdout", "stderr"):
+            self.close_one(name)
+
+
+def start(program: Program, stdin: bool) -> Child:
+    """Fork a supervisor and have it start a program. Fails only where a fork or a pipe does."""
+    become_subreaper()
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    inputs = os.pipe2(os.O_CLOEXEC) if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
+    report, out, err = pairs
+    theirs = [inputs[0], out[1], err[1]]
+    try:
+        supervisor = fork()
+    except OSError:
+        for descriptor in [*theirs, report[0], report[1], out[0], err[0], inputs[1]]:
+            if descriptor >= 0:
+                os.close(descriptor)
+        raise
+    if supervisor == 0:
+        _supervise(program, report[1], theirs)
+    for descriptor in [*theirs, report[1]]:
+        os.close(descriptor)
+    ours = [report[0], inputs[1], out[0], err[0]]
+    for descriptor in ours:
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
+    return Child(supervisor, *ours)
+
+
+def fork() -> int:
+    """`os.fork` of a process without threads, whose child forgets the guest's signal handling."""
+    sys.stdout and sys.stdout.flush()  # pyright: ignore[reportUnusedExpression]
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+    return pid
+
+
+def start_worker(work: Callable[[int], None]) -> tuple[int, int]:
+    """Do work in a fork, which writes its results to the descriptor it is given.
+
+    Returns its process id and the end to read from.
+    """
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = fork()
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        raise
+    if pid == 0:
+        status = 1
+        try:
+            os.setsid()
+            os.dup2(theirs, 3)
+            close_from(4)
+            work(3)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    return pid, ours
+
+
+# --- in the supervisor ---
+
+
+def _supervise(program: Program, report: int, streams: list[int]) -> NoReturn:
+    try:
+        os.setsid()  # signals to the program's group are not for us
+        become_subreaper()
+        pid = os.fork()
+        if pid == 0:
+            _become(program, streams)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        os.dup2(report, 3)
+        close_from(4)
+        os.write(3, _RECORD.pack(pid, 0, 0, 0))
+        _collect(pid, 3)
+    finally:
+        os._exit(0)
+
+
+def _collect(pid: int, report: int) -> None:
+    while True:
+        try:
+            ended, status, usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            return
+        if ended == pid:
+            peak = usage.ru_maxrss * 1024
+            os.write(report, _RECORD.pack(status, peak, usage.ru_utime, usage.ru_stime))
+
+
+# --- in the program ---
+
+
+def _become(program: Program, streams: list[int]) -> NoReturn:
+    try:
+        os.setsid()
+        _place_streams(streams)
+        argv = _source_argv(program) if program.code is not None else list(program.argv)
+        os.umask(0o022)
+        status = _enter(program)
+        if status is None:
+            _restore_signals()
+            status = _execute(argv, program.env)
+        os._exit(status)
+    except BaseException as error:  # noqa: BLE001 - a fork of the guest must not go on as a guest
+        _complain(f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(NOT_EXECUTABLE)
+
+
+def _place_streams(streams: list[int]) -> None:
+    import fcntl
+
+    # Out of the way first: some may be 0 to 2 already.
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in streams]
+    for number, descriptor in enumerate(moved):
+        os.dup2(descriptor, number)
+    close_from(3)
+
+
+def _source_argv(program: Program) -> list[bytes]:
+    code = program.code or b""
+    interpreter = os.fsencode(sys.executable or "python3")
+    if len(code) <= _CODE_IN_ARGV:
+        return [interpreter, b"-c", code, *program.argv]
+    source = _anonymous_file(code)
+    text = (_CODE_FROM_DESCRIPTOR % source).encode("ascii")
+    return [interpreter, b"-c", text, *program.argv]
+
+
+def _anonymous_file(content: bytes) -> int:
+    """A descriptor from which a program that is executed reads the content."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("code", 0)
+    else:
+        import tempfile
+
+        descriptor, name = tempfile.mkstemp()
+        os.unlink(name)
+        os.set_inheritable(descriptor, True)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _enter(program: Program) -> int | None:
+    """Limits, identity and folder; an exit status where one of them cannot be had."""
+    for name, value in program.limits.items():
+        _limit(_RLIMITS[name], value)
+    _limit(resource.RLIMIT_CORE, 1)  # not 0: a core pattern that is a pipe ignores 0
+    try:
+        if program.user is not None:
+            _change_user(program.user)
+    except (OSError, LookupError) as error:
+        _complain(f"cannot run as user {program.user}: {_reason(error)}")
+        return NOT_EXECUTABLE
+    try:
+        os.chdir(program.cwd)
+    except OSError as error:
+        _complain(f"cannot enter {_text(program.cwd)}: {_reason(error)}")
+        return NOT_EXECUTABLE
+    return None
+
+
+def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    # For CPU the soft limit warns with a signal that says what happened; the hard one kills.
+    ceiling = value + 2 if which == resource.RLIMIT_CPU else value
+    if hard != resource.RLIM_INFINITY:
+        ceiling = min(ceiling, hard)
+    resource.setrlimit(which, (value, ceiling))
+
+
+def _change_user(user: object) -> None:
+    import pwd
+
+    if isinstance(user, int) or (isinstance(user, str) and user.isdigit()):
+        uid = int(user)
+        try:
+            entry = pwd.getpwuid(uid)
+            name, gid = entry.pw_name, entry.pw_gid
+        except KeyError:
+            name, gid = None, uid
+    else:
+        entry = pwd.getpwnam(str(user))
+        name, uid, gid = entry.pw_name, entry.pw_uid, entry.pw_gid
+    if uid == os.getuid() == os.geteuid():
+        return
+    if name is None:
+        os.setgroups([])
+    else:
+        os.initgroups(name, gid)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _restore_signals() -> None:
+    """What Python ignores for itself, a program expects untouched."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> int:
+    """Become the program, or say why not and give the exit status that a shell would."""
+    name = argv[0]
+    found: OSError | None = None
+    for path in _candidates(name, env):
+        try:
+            os.execve(path, argv, env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                _execute_script(path, argv, env)
+            found = found or error
+    if found is None:
+        _complain(f"{_text(name)}: not found")
+        return NOT_FOUND
+    _complain(f"{_text(name)}: {_reason(found)}")
+    return NOT_EXECUTABLE
+
+
+def _candidates(name: bytes, env: dict[bytes, bytes]) -> list[bytes]:
+    if b"/" in name:
+        return [name]
+    path = env.get(b"PATH", os.fsencode(os.defpath))
+    return [os.path.join(folder or b".", name) for folder in path.split(b":")] if name else []
+
+
+def _execute_script(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    """A file without an interpreter line is a shell script, as every shell has it."""
+    try:
+        os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)  # noqa: S606
+    except OSError:
+        return
+
+
+def _complain(text: str) -> None:
+    os.write(2, (f"ms-enclave: {text}\n").encode("utf-8", "replace"))
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return "there is none" if isinstance(error, LookupError) else str(error)
+
+
+# --- everywhere ---
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        os.closerange(first, min(limit, 1 << 16) if limit > 0 else 1 << 16)
+        return
+    if numbers:
+        os.closerange(first, max(numbers) + 1)
+
+
+_subreaper: Any = None
+
+
+def become_subreaper() -> bool:
+    """Let orphans below this process become its children; False where that cannot be had."""
+    global _subreaper
+    if _subreaper is None:
+        try:
+            import ctypes
+
+            _subreaper = ctypes.CDLL(None).prctl
+        except (ImportError, OSError, AttributeError):
+            _subreaper = False
+    return bool(_subreaper) and _subreaper(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def descendants(root: int) -> tuple[set[int], set[int]]:
+    """The processes below one: those that live, and those of them that are not stopped."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            entry = _parent_and_state(name)
+            if entry is not None:
+                parents.setdefault(entry[0], []).append((int(name), entry[1]))
+    alive: set[int] = set()
+    moving: set[int] = set()
+    todo = [root]
+    while todo:
+        for pid, state in parents.get(todo.pop(), ()):
+            todo.append(pid)
+            if state not in "ZX":
+                alive.add(pid)
+                if state not in "Tt":
+                    moving.add(pid)
+    return alive, moving
+
+
+def _parent_and_state(pid: str) -> tuple[int, str] | None:
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fields = os.read(descriptor, 1024).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return (int(fields[1]), fields[0].decode("ascii")) if len(fields) > 1 else None
+
+
+def exit_code(status: int) -> tuple[int, int | None]:
+    """The exit code and the signal of a wait status; 128 + N for signal N."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return 128 + number, number
+    return os.WEXITSTATUS(status), None

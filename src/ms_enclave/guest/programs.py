@@ -1,0 +1,250 @@
+"""Running programs for the host: streams, signals, kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from . import execution
+from .call import Refused
+from .loop import READ, WRITE, Cancelled
+from .protocol import STDERR, STDOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .call import Call
+    from .loop import Steps
+
+__all__ = ["OPERATIONS", "kill_tree"]
+
+_ROUND = 4  # reads of one pipe before others have their turn
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_SUPERVISOR_GRACE = 100  # pauses that a supervisor may take to end once nothing is below it
+_LIMITS = ("cpu", "file_size", "nofile", "data")
+
+
+def spawn(call: Call) -> Steps[dict[str, Any]]:
+    """Start a program and carry its streams until it and they have ended.
+
+    Cancelled, it kills what still runs of a program that has not ended; what a program left
+    running behind itself is left alone.
+    """
+    child = execution.start(_program(call), call.flag("stdin"))
+    call.child = child
+    call.loop.own_child(child.supervisor, lambda _status, _usage: _on_gone(call))
+    relay = _Relay(call, child)
+    try:
+        while not relay.ended:
+            pause = relay.step()
+            yield pause
+    except Cancelled:
+        relay.close_streams()
+        if child.exit is None:
+            yield from kill_tree(child)
+        raise
+    finally:
+        relay.close_streams()
+        child.close()
+    return {}
+
+
+def _on_gone(call: Call) -> None:
+    call.child.gone = True
+    call.wake()
+
+
+def _program(call: Call) -> execution.Program:
+    body = call.body
+    env = body.get("env")
+    limits = body.get("limits")
+    if not isinstance(env, dict) or not isinstance(limits, dict):
+        raise Refused("env and limits must be mappings")
+    argv = body.get("argv")
+    if not isinstance(argv, list):
+        raise Refused("argv must be a list")
+    program = execution.Program(
+        [_bytes(word) for word in argv],
+        {_bytes(name): _bytes(value) for name, value in env.items()},
+        os.path.join(call.sender.folder, _bytes(body.get("cwd"))),
+        body.get("user"),
+        {name: int(limits[name]) for name in _LIMITS if limits.get(name) is not None},
+    )
+    if body.get("code") is not None:
+        program.code = _bytes(body["code"])
+    elif not argv:
+        raise Refused("an empty command")
+    return program
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, str) or "\0" in value:
+        raise Refused(f"text without NUL bytes is wanted, not {str(value)[:200]!r}")
+    return value.encode("utf-8", "surrogateescape")
+
+
+class _Relay:
+    """Moves bytes between a program's pipes and the channel, as far as both have room."""
+
+    def __init__(self, call: Call, child: execution.Child) -> None:
+        self._call = call
+        self._child = child
+        self._watched: set[str] = set()
+        self._said_pid = False
+        self._said_exit = False
+        self._input = b""
+
+    @property
+    def ended(self) -> bool:
+        child = self._child
+        return self._said_exit and child.gone and child.stdout < 0 and child.stderr < 0
+
+    def step(self) -> float | None:
+        """Move what can be moved; gives how long to wait (0: not at all, None: to be woken)."""
+        child = self._child
+        # The report first: what a program wrote before its end is then in the pipes already.
+        child.read_report()
+        if child.report >= 0:
+            self._watch("report", READ)
+        if child.pid and not self._said_pid:
+            self._said_pid = True
+            self._call.send_event({"pid": child.pid})
+        more = self._pump("stdout", STDOUT) | self._pump("stderr", STDERR)
+        self._feed()
+        if more:
+            return 0
+        if child.exit is not None and not self._said_exit:
+            self._say_exit()
+        return None if not self.ended else 0
+
+    def _say_exit(self) -> None:
+        assert self._child.exit is not None  # noqa: S101 - asked just before
+        if not self._said_pid:  # its supervisor was killed before it had said anything
+            self._said_pid = True
+            self._call.send_event({"pid": 0})
+        self._said_exit = True
+        status, user, system, peak = self._child.exit
+        code, number = execution.exit_code(status)
+        figures = {"cpu_user": user, "cpu_system": system, "peak_memory": peak or None}
+        self._call.send_event(dict(figures, exit=code, signal=number))
+
+    def _pump(self, name: str, channel: int) -> bool:
+        """Send what a pipe holds; True when there may be more to send at once."""
+        descriptor = getattr(self._child, name)
+        for _ in range(_ROUND):
+            if descriptor < 0:
+                return False
+            credit = self._call.credit(channel)
+            if not credit:
+                return False
+            try:
+                data = os.read(descriptor, credit)
+            except BlockingIOError:
+                self._watch(name, READ)
+                return False
+            if not data:
+                self._close(name)
+                self._call.send_end(channel)
+                return False
+            self._call.send(data, channel)
+        return True
+
+    def _feed(self) -> None:
+        while self._child.stdin >= 0:
+            if not self._input:
+                data = self._call.take()
+                if data is None:
+                    return
+                if not data:
+                    self._close("stdin")
+                    return
+                self._input = data
+            try:
+                written = os.write(self._child.stdin, self._input)
+            except BlockingIOError:
+                self._watch("stdin", WRITE)
+                return
+            except OSError:  # it reads no more: its own affair, but the host need not send on
+                self._close("stdin")
+                self._call.send_event({"stdin": "closed"})
+                return
+            self._call.consumed(written)
+            self._input = self._input[written:]
+
+    def _watch(self, name: str, events: int) -> None:
+        self._call.loop.watch(getattr(self._child, name), events, self._call.task)
+
+    def _close(self, name: str) -> None:
+        descriptor = getattr(self._child, name)
+        if descriptor >= 0:
+            self._call.loop.unwatch(descriptor)
+            self._child.close_one(name)
+
+    def close_streams(self) -> None:
+        for name in ("stdin", "stdout", "stderr", "report"):
+            if name == "report" and self._child.report >= 0:
+                self._call.loop.unwatch(self._child.report)
+            elif name != "report":
+                self._close(name)
+
+
+# --- signals ---
+
+
+def send_signal(call: Call) -> Steps[dict[str, Any]]:
+    yield 0
+    child = _target(call)
+    number = call.number_of("signal") or 0
+    if child is not None and child.pid and child.exit is None:
+        child.read_report()
+        if child.exit is None:
+            os.kill(child.pid, number)
+    return {}
+
+
+def kill(call: Call) -> Steps[dict[str, Any]]:
+    """Kill a program and everything below it; ends when all of it is gone."""
+    child = _target(call)
+    if child is not None:
+        yield from kill_tree(child)
+    return {}
+
+
+def _target(call: Call) -> Any:
+    found = call.sender.find(call.number_of("call"))
+    return None if found is None else found.child
+
+
+def kill_tree(child: execution.Child) -> Steps[None]:
+    """Kill all that is below a supervisor, which then ends by itself.
+
+    Everything is stopped before anything is killed: what is stopped cannot start anything, so
+    that even a chain of processes that replace each other comes to an end.
+    """
+    pause = _FIRST_PAUSE
+    idle = 0
+    while not child.gone:
+        alive, moving = execution.descendants(child.supervisor)
+        for pid in moving:
+            _signal(pid, signal.SIGSTOP)
+        if not moving or pause >= _LONGEST_PAUSE:
+            for pid in alive:
+                _signal(pid, signal.SIGKILL)
+        _signal(child.supervisor, signal.SIGCONT)  # any program may have stopped it
+        idle = 0 if alive else idle + 1
+        if idle > _SUPERVISOR_GRACE:
+            _signal(child.supervisor, signal.SIGKILL)
+        yield 0 if moving else pause
+        if not moving:
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        return  # gone already, or not ours to kill
+
+
+OPERATIONS = {"spawn": spawn, "signal": send_signal, "kill": kill}

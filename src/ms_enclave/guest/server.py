@@ -1,0 +1,264 @@
+"""Serves one host over one socket: files and programs, in one thread and bounded memory.
+
+`serve` is all there is to call. It returns when the host has gone, after everything that it started
+is gone too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+
+from . import archive, files, programs, protocol, search
+from .call import Call, Refused
+from .loop import READ, WRITE, Cancelled, Loop, Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .loop import Steps
+    from .protocol import Frame
+
+__all__ = ["serve"]
+
+_MAX_CALLS = 1024
+_RECEIVE = 1 << 18
+_OUT_HIGH = 1 << 18
+"""Bytes that may wait for the socket before those who produce data have to wait."""
+_OUT_STOP = 1 << 20
+"""Bytes that may wait for the socket before nothing more is read from it."""
+_FAREWELL = 5.0
+
+_OPERATIONS: dict[str, Callable[[Call], Steps[dict[str, Any]]]] = {}
+for _module in (files, archive, search, programs):
+    _OPERATIONS.update(_module.OPERATIONS)
+
+
+def serve(fd: int) -> None:
+    """Serve the host at the other end of a connected stream socket, until it hangs up.
+
+    The descriptor is taken over and closed. Relative paths start where this process is, unless the
+    host's greeting says another folder.
+    """
+    while True:  # programs get 0 to 2 as theirs: what is ours must not be there
+        spare = os.open(os.devnull, os.O_RDWR)
+        if spare > 2:
+            os.close(spare)
+            break
+    with socket.socket(fileno=fd) as connection:
+        connection.setblocking(False)
+        os.set_inheritable(fd, False)
+        loop = Loop()
+        server = _Server(connection, loop)
+        try:
+            server.run()
+        finally:
+            server.end_everything()
+            loop.close()
+
+
+class _Server:
+    def __init__(self, connection: socket.socket, loop: Loop) -> None:
+        self.loop = loop
+        self.folder = os.getcwdb()
+        self._connection = connection
+        self._decoder = protocol.Decoder()
+        self._greeted = False
+        self._open = True
+        self._calls: dict[int, Call] = {}
+        self._last_call = 0
+        self._unfinished: dict[int, bytearray] = {}
+        self._out = bytearray()
+        self._waiting: list[Task] = []
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Serve until the host hangs up or breaks the protocol."""
+        try:
+            while self._open:
+                self._watch_socket()
+                self.loop.poll()
+                self.loop.run_ready()
+                self._flush()
+        except (protocol.FrameError, ConnectionError) as error:
+            # Nobody is there to be told: what is inside has no other way out, and wants none.
+            self._say(f"the channel is broken: {error}")
+
+    def end_everything(self) -> None:
+        """Cancel all calls and wait, within bounds, until what they started is gone."""
+        self._out.clear()
+        self._open = False
+        for call in list(self._calls.values()):
+            if call.task is not None:
+                self.loop.cancel(call.task)
+        self.loop.unwatch(self._connection.fileno())
+        deadline = time.monotonic() + _FAREWELL
+        while self._calls and time.monotonic() < deadline:
+            self.loop.poll(0.1)
+            self.loop.run_ready()
+
+    def _watch_socket(self) -> None:
+        events = READ if len(self._out) < _OUT_STOP else 0
+        events |= WRITE if self._out else 0
+        self.loop.watch_always(self._connection.fileno(), events, self._on_socket)
+
+    def _on_socket(self, events: int) -> None:
+        if events & READ:
+            self._receive()
+        if events & WRITE:
+            self._flush()
+
+    def _receive(self) -> None:
+        try:
+            data = self._connection.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._open = False
+            return
+        for frame in self._decoder.feed(data):
+            self._on_frame(frame)
+
+    def _flush(self) -> None:
+        while self._out and self._open:
+            try:
+                sent = self._connection.send(memoryview(self._out)[:_RECEIVE].tobytes())
+            except BlockingIOError:
+                break
+            del self._out[:sent]
+        if self._waiting and self.has_room():
+            waiting, self._waiting = self._waiting, []
+            for task in waiting:
+                self.loop.wake(task)
+
+    # --- what calls use ---
+
+    def send(self, frame: bytes) -> None:
+        if self._open:
+            self._out += frame
+
+    def has_room(self) -> bool:
+        return len(self._out) < _OUT_HIGH
+
+    def wait_for_room(self, task: Task) -> None:
+        self._waiting.append(task)
+
+    def find(self, call: object) -> Call | None:
+        return self._calls.get(call) if isinstance(call, int) else None
+
+    # --- frames ---
+
+    def _on_frame(self, frame: Frame) -> None:
+        kind, channel, number, payload = frame
+        if not self._greeted:
+            self._greet(kind, payload)
+            return
+        if kind == protocol.REQUEST:
+            self._on_request(number, channel, payload)
+            return
+        if number > self._last_call:
+            raise protocol.FrameError("a frame for a call that was never made")
+        call = self._calls.get(number)
+        if call is not None:  # else it has ended meanwhile, which the host will learn
+            self._on_frame_of(call, kind, channel, payload)
+
+    def _on_frame_of(self, call: Call, kind: int, channel: int, payload: bytes) -> None:
+        if kind == protocol.DATA:
+            call.on_data(payload)
+        elif kind == protocol.END:
+            call.on_end()
+        elif kind == protocol.CREDIT:
+            call.on_credit(protocol.load_credit(payload), channel)
+        elif kind == protocol.CANCEL:
+            if call.task is not None:
+                self.loop.cancel(call.task)
+        else:
+            raise protocol.FrameError(f"a frame of kind {kind} from the host")
+
+    def _greet(self, kind: int, payload: bytes) -> None:
+        if kind != protocol.HELLO:
+            raise protocol.FrameError("no greeting")
+        body = protocol.load(payload)
+        if not isinstance(body, dict):
+            raise protocol.FrameError("a greeting that is none")
+        folder = body.get("folder")
+        if isinstance(folder, str) and folder.startswith("/"):
+            self.folder = folder.encode("utf-8", "surrogateescape")
+        self._greeted = True
+        ours = {
+            "version": protocol.VERSION,
+            "pid": os.getpid(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "folder": self.folder.decode("utf-8", "surrogateescape"),
+        }
+        self.send(protocol.encode(protocol.HELLO, 0, protocol.dump(ours)))
+        if body.get("version") != protocol.VERSION:
+            raise protocol.FrameError("another version of the protocol")
+
+    def _on_request(self, number: int, more: int, payload: bytes) -> None:
+        text = self._unfinished.pop(number, None)
+        if text is None:
+            if number <= self._last_call:
+                raise protocol.FrameError("a call was made twice")
+            self._last_call = number
+            text = bytearray()
+        text += payload
+        if len(text) + sum(map(len, self._unfinished.values())) > protocol.MAX_BODY:
+            raise protocol.FrameError(f"a request of more than {protocol.MAX_BODY} bytes")
+        if more:
+            self._unfinished[number] = text
+            return
+        body = protocol.load(bytes(text))
+        if not isinstance(body, dict):
+            raise protocol.FrameError("a request that is none")
+        self._begin(number, body)
+
+    def _begin(self, number: int, body: dict[str, Any]) -> None:
+        operation = _OPERATIONS.get(str(body.get("op")))
+        if operation is None or len(self._calls) >= _MAX_CALLS:
+            error = {"errno": errno.ENOSYS if operation is None else errno.EAGAIN}
+            self.send(protocol.encode(protocol.ERROR, number, protocol.dump(error)))
+            return
+        call = Call(number, body, self)
+        self._calls[number] = call
+        call.task = Task(operation(call), lambda failure, result: self._end(call, failure, result))
+        self.loop.start(call.task)
+
+    def _end(self, call: Call, failure: object, result: dict[str, Any]) -> None:
+        del self._calls[call.number]
+        if failure is None:
+            self.send(protocol.encode(protocol.RESULT, call.number, protocol.dump(result)))
+            return
+        if isinstance(failure, protocol.FrameError):
+            raise failure
+        body = _describe(failure)
+        self.send(protocol.encode(protocol.ERROR, call.number, protocol.dump(body)))
+
+    @staticmethod
+    def _say(text: str) -> None:
+        try:
+            os.write(2, (f"ms-enclave guest: {text}\n").encode("utf-8", "replace"))
+        except OSError:
+            return
+
+
+def _describe(failure: object) -> dict[str, Any]:
+    """A failure as it goes to the host, which knows a number better than our words."""
+    if isinstance(failure, Cancelled):
+        return {"cancelled": True}
+    if isinstance(failure, files.NotPlain):
+        return {"errno": failure.errno, "special": True}
+    if isinstance(failure, OSError) and failure.errno:
+        return {"errno": failure.errno}
+    if isinstance(failure, MemoryError):
+        return {"errno": errno.ENOMEM}
+    if isinstance(failure, Refused):
+        return {"refused": str(failure)[:1000]}
+    if isinstance(failure, ValueError):  # Python's own, as for a path that cannot be
+        return {"refused": f"{failure:.1000}"}
+    return {"errno": errno.EIO, "detail": f"{type(failure).__name__}: {failure:.1000}"}
