@@ -134,20 +134,24 @@ def _mounts() -> list[str]:
 
 def _cgroups() -> list[str]:
     """Groups of ours that are empty or hold our own processes, in every hierarchy."""
-    found: list[str] = []
-    for root in _cgroup_roots():
-        for top in _subfolders(root):
-            if _OURS.search(os.path.basename(top)):
-                found += (path for path in _subfolders(top) if not _is_somebody_elses(path))
-    return found
+    found: set[str] = set()
+    for parent in _cgroup_parents():
+        for group in _subfolders(parent):
+            if _OURS.search(os.path.basename(group)) and not _is_somebody_elses(group):
+                found |= {group, *_subfolders(group)}
+    return sorted(found)
 
 
-def _cgroup_roots() -> list[str]:
+def _cgroup_parents() -> set[str]:
+    """The root of every hierarchy and our own place in it, below which ours are made."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    return [line.split()[4] for line in lines if re.match(r"cgroup2? ", line.partition(" - ")[2])]
+        return set()
+    roots = [line.split()[4] for line in mounts if re.match(r"cgroup2? ", line.partition(" - ")[2])]
+    places = {"", *(line.split(":", 2)[2].rstrip("/") for line in own)}
+    return {root + place for root in roots for place in places if os.path.isdir(root + place)}
 
 
 def _subfolders(path: str) -> list[str]:
