@@ -83,7 +83,7 @@ _END: Any = object()
 def _feed(data: Any) -> Any:
     """An iterable of pieces as the async one that our loop reads; each step runs in a thread."""
     if isinstance(data, (bytes, bytearray, memoryview, str)) or not isinstance(data, Iterable):
-        return data
+        return cast("Any", data)
     return _pieces(cast("Iterable[bytes]", data))
 
 

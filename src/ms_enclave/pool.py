@@ -145,7 +145,7 @@ class Pool(Generic[T]):
         if waiter.done() and not waiter.cancelled():
             return waiter.result()
         self._withdraw(waiter)
-        raise PoolTimeoutError(timeout)
+        raise PoolTimeoutError(0.0 if timeout is None else timeout)
 
     def give_back(self, loan: Loan[T], *, failed: bool) -> None:
         """End a loan. A failed or dead member is replaced, another one reset or replaced."""

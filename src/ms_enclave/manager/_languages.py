@@ -43,7 +43,8 @@ async def run_in(
         parameters["stdin"] = _text("stdin", stdin)
     if timeout is not None:
         parameters["run_timeout"] = timeout
-    result = await MultiCodeExecutor().execute(sandbox, **parameters)
+    context = await sandbox.get_execution_context()
+    result = await MultiCodeExecutor().execute(context, **parameters)
     shared = set(CommandResult.model_fields) & set(ToolResult.model_fields)
     return CommandResult(command=code, **{name: getattr(result, name) for name in shared})
 

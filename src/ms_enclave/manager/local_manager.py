@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.to_thread
@@ -27,6 +27,7 @@ from ms_enclave.errors import (
     PoolEmptyError,
     SandboxNotFoundError,
     SandboxStateError,
+    UnknownTypeError,
 )
 from ms_enclave.loop import on_loop
 from ms_enclave.manager._policy import Facts, Lifetimes, aware, make_clock, seconds_left
@@ -168,6 +169,7 @@ class LocalSandboxManager(SandboxManager):
             return
         self._stopping = stopping = asyncio.Event()
         self._running, self._stopped = False, True
+        errors: list[Exception] = []
         try:
             with anyio.CancelScope(shield=True):
                 errors = await self._end_everything()
@@ -253,20 +255,25 @@ class LocalSandboxManager(SandboxManager):
         if sandbox_type != AUTO:
             return await self._create_one(sandbox_type, config, sandbox_id)
         refusals: list[IsolationUnavailableError | EngineUnavailableError] = []
-        for candidate in await self._candidates(config):
+        for candidate in BEST_FIRST:
+            if not await self._suits(candidate, config):
+                continue
             try:
                 return await self._create_one(candidate, config, sandbox_id)
-            except (IsolationUnavailableError, EngineUnavailableError) as error:  # noqa: PERF203
+            except (IsolationUnavailableError, EngineUnavailableError) as error:
                 refusals.append(error)
         raise _nothing_works(refusals)
 
-    async def _candidates(self, config: SandboxConfig | Mapping[str, Any] | None) -> list[str]:
-        """What `auto` tries: a config of one type's own class means that type."""
-        names = [name for name in BEST_FIRST if name in SandboxFactory.get_available_types()]
-        if not isinstance(config, SandboxConfig) or type(config) is SandboxConfig:
-            return names
-        classes = [(name, await self._load(name)) for name in names]
-        return [name for name, kind in classes if isinstance(config, kind.config_class)]
+    async def _suits(
+        self, sandbox_type: str, config: SandboxConfig | Mapping[str, Any] | None
+    ) -> bool:
+        """Whether `auto` may take a type: a config of another type's own class means that type."""
+        try:
+            kind = await self._load(sandbox_type)
+        except UnknownTypeError:
+            return False
+        general = not isinstance(config, SandboxConfig) or type(config) is SandboxConfig
+        return general or isinstance(config, kind.config_class)
 
     async def _load(self, sandbox_type: str) -> type[Sandbox]:
         if sandbox_type not in self._loaded:  # it may have to be imported
@@ -571,7 +578,7 @@ class LocalSandboxManager(SandboxManager):
 
     def _seconds_left(self, sandbox: Sandbox) -> float:
         record = self._record(sandbox.id, sandbox)
-        created_at: object = sandbox.created_at
+        created_at = cast("object", sandbox.created_at)
         born = record.born
         if isinstance(created_at, datetime) and created_at != record.stamp:
             born = aware(created_at)

@@ -10,7 +10,12 @@ import anyio
 
 from ms_enclave.boxes import Sandbox, SandboxFactory
 from ms_enclave.errors import IsolationUnavailableError
-from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
+from ms_enclave.model import (
+    DockerSandboxConfig,
+    IsolationReport,
+    ProcessSandboxConfig,
+    SandboxConfig,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +83,7 @@ class Broken(Nothing):
     """It never works here, and says what to do."""
 
     sandbox_type = "broken"
-    config_class: ClassVar[type[SandboxConfig]] = SandboxConfig
+    config_class: ClassVar[type[SandboxConfig]] = DockerSandboxConfig
 
     async def _open(self, stack: AsyncExitStack) -> None:
         raise IsolationUnavailableError("no walls here", remedy="sysctl walls=1")

@@ -218,10 +218,14 @@ async def test_auto_takes_the_type_that_the_config_is_for(
     manager: LocalSandboxManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_manager, "BEST_FIRST", ("broken", "nothing"))
-    candidates = await loop.run(manager._candidates, ProcessSandboxConfig())
-    assert candidates == ["nothing"]
-    assert await loop.run(manager._candidates, SandboxConfig()) == ["broken", "nothing"]
-    assert await loop.run(manager._candidates, {}) == ["broken", "nothing"]
+    for config, suits in (
+        (ProcessSandboxConfig(), [False, True]),
+        (SandboxConfig(), [True, True]),
+        ({}, [True, True]),
+        (None, [True, True]),
+    ):
+        for name, expected in zip(local_manager.BEST_FIRST, suits, strict=True):
+            assert await loop.run(manager._suits, name, config) is expected
 
 
 async def test_auto_says_what_to_do_where_nothing_works(

@@ -150,7 +150,7 @@ async def test_waiting_ends_with_the_caller_s_own_figure() -> None:
     async with Workshop().pool(1) as pool:
         loan = await pool.lend(5)
         with pytest.raises(
-            PoolTimeoutError, match="^Timeout waiting for available sandbox from pool after 0.01s"
+            PoolTimeoutError, match=r"^Timeout waiting for available sandbox from pool after 0\.01s"
         ):
             await pool.lend(0.01)
         pool.give_back(loan, failed=False)
@@ -287,7 +287,7 @@ async def test_the_number_of_members_never_grows() -> None:
 
 
 ACTIONS = st.lists(
-    st.sampled_from(["lend", "return", "fail", "kill", "sweep", "cancel", "tick", "drain"]),
+    st.sampled_from(["lend", "give", "fail", "kill", "sweep", "cancel", "tick", "drain"]),
     max_size=60,
 )
 
@@ -300,31 +300,63 @@ def test_whatever_happens_all_waiters_are_served_and_nothing_is_left(
     asyncio.run(_live(size, resets, actions))
 
 
+class Story:
+    """What borrowers, and fate, do to a pool."""
+
+    def __init__(self, workshop: Workshop, pool: Pool[Member]) -> None:
+        self.workshop = workshop
+        self.pool = pool
+        self.loans: list[Loan[Member]] = []
+        self.waiting: list[asyncio.Task[Loan[Member]]] = []
+
+    async def lend(self) -> None:
+        self.waiting.append(asyncio.ensure_future(self.pool.lend(None)))
+
+    async def cancel(self) -> None:
+        if self.waiting:
+            self.waiting.pop().cancel()
+
+    async def give(self, *, failed: bool = False) -> None:
+        if self.loans:
+            self.pool.give_back(self.loans.pop(0), failed=failed)
+
+    async def fail(self) -> None:
+        await self.give(failed=True)
+
+    async def kill(self) -> None:
+        self.workshop.made[-1].alive = False
+
+    async def sweep(self) -> None:
+        self.pool.sweep()
+
+    async def tick(self) -> None:
+        await asyncio.sleep(0)
+
+    async def drain(self) -> None:
+        await self.pool.drain()
+
+    def look(self) -> None:
+        for task in [task for task in self.waiting if task.done()]:
+            self.waiting.remove(task)
+            self.loans.append(task.result())
+        assert len(self.workshop.alive) <= self.pool.size
+        assert len({loan.slot.key for loan in self.loans}) == len(self.loans)
+
+    async def end(self) -> None:
+        """Everybody who waits is served, and everything comes back."""
+        while self.waiting or self.loans:
+            while self.loans:
+                await self.give()
+            if self.waiting:
+                self.loans.append(await asyncio.wait_for(self.waiting.pop(0), 5))
+
+
 async def _live(size: int, resets: bool, actions: list[str]) -> None:
     workshop = Workshop(resets=resets)
-    loans: list[Loan[Member]] = []
-    waiting: list[asyncio.Task[Loan[Member]]] = []
     async with workshop.pool(size) as pool:
+        story = Story(workshop, pool)
         for action in actions:
-            if action == "lend":
-                waiting.append(asyncio.ensure_future(pool.lend(None)))
-            elif action == "cancel" and waiting:
-                waiting.pop().cancel()
-            elif action in ("return", "fail") and loans:
-                pool.give_back(loans.pop(0), failed=action == "fail")
-            elif action == "kill" and workshop.made:
-                workshop.made[-1].alive = False
-            elif action == "sweep":
-                pool.sweep()
-            elif action == "drain":
-                await pool.drain()
+            await getattr(story, action)()
             await asyncio.sleep(0)
-            for task in [task for task in waiting if task.done()]:
-                waiting.remove(task)
-                loans.append(task.result())
-            assert len(workshop.alive) <= size
-            assert len({loan.slot.key for loan in loans}) == len(loans)
-        while waiting or loans:
-            for loan in loans:
-                pool.give_back(loan, failed=False)
-            loans = [await asyncio.wait_for(waiting.pop(0), 5)] if waiting else []
+            story.look()
+        await story.end()
