@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from ms_enclave.model import SandboxType, ToolResult
@@ -53,6 +54,6 @@ class BuiltinTool(SandboxTool):
         """Check the parameters, then do the work."""
         return await self._run(sandbox_context, **self.check_parameters(kwargs))
 
+    @abstractmethod
     async def _run(self, context: SandboxContext, **arguments: Any) -> ToolResult:
-        """The work, on parameters that fit the schema."""
-        raise NotImplementedError
+        """Do the work, on parameters that fit the schema."""

@@ -101,18 +101,24 @@ class Tool(ABC):
         return {"type": "function", "function": {**function, "strict": True, "parameters": strict}}
 
     def is_compatible_with_sandbox(self, sandbox_type: str) -> bool:
-        """Whether sandboxes of that type can serve the tool, as far as the name tells."""
+        """Whether sandboxes of that type may serve the tool, as far as the name tells.
+
+        A tool that goes by what a sandbox can do is told by `is_compatible_with` for sure.
+        """
+        return self._is_made_for(sandbox_type) or self.required_capabilities is not None
+
+    def is_compatible_with(self, context: SandboxContext) -> bool:
+        """Whether this sandbox can serve the tool: by its type, or by what it can do."""
+        if self._is_made_for(context.sandbox_type):
+            return True
+        required = self.required_capabilities
+        return required is not None and required <= context.capabilities
+
+    def _is_made_for(self, sandbox_type: str) -> bool:
         required = self.required_sandbox_types
         return not required or any(
             SandboxType.is_compatible(sandbox_type, name) for name in required
         )
-
-    def is_compatible_with(self, context: SandboxContext) -> bool:
-        """Whether this sandbox can serve the tool: by its type, or by what it can do."""
-        if self.is_compatible_with_sandbox(context.sandbox_type):
-            return True
-        required = self.required_capabilities
-        return required is not None and required <= context.capabilities
 
     @abstractmethod
     async def execute(self, sandbox_context: Any, **kwargs: Any) -> Any:
