@@ -16,7 +16,7 @@ from ms_enclave.loop import add_closer, on_loop, remove_closer
 from ms_enclave.model import SandboxStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -245,7 +245,7 @@ class Life(ABC):
         return True
 
     @asynccontextmanager
-    async def _using(self) -> AsyncIterator[None]:
+    async def _using(self) -> AsyncGenerator[None, None]:
         """A call on the running box: ended by a stop or a loss, which it reports."""
         self._require_running()
         scope = anyio.CancelScope()

@@ -213,7 +213,7 @@ class Sandbox(Life):
     def _check(self) -> None:
         self._toolbox.check(self)
 
-    def _require(self, capability: str) -> None:
+    async def _require(self, capability: str) -> None:
         """Refuse what the box cannot do.
 
         Raises:
@@ -224,10 +224,11 @@ class Sandbox(Life):
                 types_offering,
             )  # it knows all boxes, boxes no other
 
-            raise CapabilityError(capability, available_in=types_offering(capability))
+            offering = await anyio.to_thread.run_sync(types_offering, capability)  # may import
+            raise CapabilityError(capability, available_in=offering)
 
     @asynccontextmanager
-    async def _use_guest(self) -> AsyncIterator[GuestConnection]:
+    async def _use_guest(self) -> AsyncGenerator[GuestConnection, None]:
         async with self._using():
             yield await self._get_guest()
 
@@ -332,7 +333,7 @@ class Sandbox(Life):
         words = inputs.validate_args(args)
         settings = self._settings(timeout, stdin, cwd, env, user, limits, on_output)
         async with self._using():
-            self._require("python")
+            await self._require("python")
             return await self._execute(settings, source, {}, code=source, args=words)
 
     def _settings(

@@ -13,8 +13,6 @@ from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.testing._suite import SandboxSuite, needs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ms_enclave.boxes import Sandbox
 
 __all__ = ["CodeContract"]
@@ -24,7 +22,7 @@ class CodeContract(SandboxSuite):
     """`run_code`, over any handle; skipped for sandboxes without the capability "python"."""
 
     @pytest.fixture
-    def python(self, box: Sandbox) -> Iterator[Sandbox]:
+    def python(self, box: Sandbox) -> Sandbox:
         """The shared sandbox, where it has Python."""
         needs(box, "python")
         return box

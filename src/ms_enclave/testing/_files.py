@@ -110,7 +110,8 @@ class FilesContract(SandboxSuite):
                 yield bytes([number]) * (MIB // 8)
 
         assert await box.files.write("large", pieces()) == 10 * MIB
-        size, first = 0, []
+        size = 0
+        first: list[int] = []
         async for chunk in box.files.read_stream("large"):
             first.append(chunk[0])
             size += len(chunk)

@@ -14,7 +14,7 @@ from ms_enclave.boxes import Sandbox, SandboxFactory
 from ms_enclave.loop import call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 
 __all__ = ["HEARTBEAT", "SandboxSuite", "beats", "needs", "wait_for_file"]
 
@@ -85,7 +85,7 @@ async def wait_for_file(box: Sandbox, path: str, seconds: float = 10) -> None:
 
 
 @asynccontextmanager
-async def beats(box: Sandbox) -> AsyncIterator[None]:
+async def beats(box: Sandbox) -> AsyncGenerator[None, None]:
     """Expect the block to end every `HEARTBEAT` in the sandbox's working folder.
 
     The beat must have been seen in the block (else the test would hold for a program that never
