@@ -1,0 +1,87 @@
+"""Data: names, configs, requests and results. No I/O, and no backend behind it."""
+
+from __future__ import annotations
+
+from ms_enclave.model.config import (
+    DockerNotebookConfig,
+    DockerSandboxConfig,
+    FileOperationConfig,
+    ProcessSandboxConfig,
+    PythonExecutorConfig,
+    SandboxConfig,
+    SandboxManagerConfig,
+    ShellExecutorConfig,
+    ToolConfig,
+    VolcengineSandboxConfig,
+    VolcengineSandboxManagerConfig,
+)
+from ms_enclave.model.constants import DEFAULT_POOL_EXECUTION_TIMEOUT
+from ms_enclave.model.diagnosis import Diagnosis, Problem
+from ms_enclave.model.enums import (
+    ExecutionStatus,
+    SandboxManagerType,
+    SandboxStatus,
+    SandboxType,
+    ToolType,
+    Verdict,
+)
+from ms_enclave.model.limits import Limits, ResolvedLimits
+from ms_enclave.model.requests import (
+    ExecuteCodeRequest,
+    ExecuteCommandRequest,
+    FileOperationRequest,
+    ReadFileRequest,
+    ToolExecutionRequest,
+    WriteFileRequest,
+)
+from ms_enclave.model.results import (
+    CommandResult,
+    ExecutionResult,
+    FileInfo,
+    HealthCheckResult,
+    IsolationReport,
+    SandboxInfo,
+    SearchMatch,
+    ToolResult,
+    Usage,
+)
+
+__all__ = [
+    "DEFAULT_POOL_EXECUTION_TIMEOUT",
+    "CommandResult",
+    "Diagnosis",
+    "DockerNotebookConfig",
+    "DockerSandboxConfig",
+    "ExecuteCodeRequest",
+    "ExecuteCommandRequest",
+    "ExecutionResult",
+    "ExecutionStatus",
+    "FileInfo",
+    "FileOperationConfig",
+    "FileOperationRequest",
+    "HealthCheckResult",
+    "IsolationReport",
+    "Limits",
+    "Problem",
+    "ProcessSandboxConfig",
+    "PythonExecutorConfig",
+    "ReadFileRequest",
+    "ResolvedLimits",
+    "SandboxConfig",
+    "SandboxInfo",
+    "SandboxManagerConfig",
+    "SandboxManagerType",
+    "SandboxStatus",
+    "SandboxType",
+    "SearchMatch",
+    "ShellExecutorConfig",
+    "ToolConfig",
+    "ToolExecutionRequest",
+    "ToolResult",
+    "ToolType",
+    "Usage",
+    "Verdict",
+    "VolcengineSandboxConfig",
+    "VolcengineSandboxManagerConfig",
+    "WriteFileRequest",
+]

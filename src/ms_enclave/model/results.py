@@ -1,0 +1,191 @@
+"""What an execution gives, and how sandboxes and servers describe themselves."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+
+from ms_enclave.model.enums import ExecutionStatus, SandboxStatus, Verdict
+
+__all__ = [
+    "CommandResult",
+    "ExecutionResult",
+    "FileInfo",
+    "HealthCheckResult",
+    "IsolationReport",
+    "SandboxInfo",
+    "SearchMatch",
+    "ToolResult",
+    "Usage",
+]
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    # One without a zone comes from `datetime.now()` in other people's tools: local time.
+    return moment.astimezone(timezone.utc)
+
+
+def _none_is_zero(value: Any) -> Any:
+    return 0.0 if value is None else value
+
+
+UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
+Seconds = Annotated[float, BeforeValidator(_none_is_zero)]
+
+_VERDICTS = {
+    ExecutionStatus.SUCCESS: Verdict.OK,
+    ExecutionStatus.ERROR: Verdict.ERROR,
+    ExecutionStatus.TIMEOUT: Verdict.WALL_TIMEOUT,
+    ExecutionStatus.CANCELLED: Verdict.CANCELLED,
+}
+
+
+class Usage(BaseModel):
+    """What an execution used."""
+
+    wall: float = 0.0
+    """Seconds."""
+    cpu_user: float = 0.0
+    """Seconds of processor time in the program."""
+    cpu_system: float = 0.0
+    """Seconds of processor time in the kernel."""
+    peak_memory: int | None = None
+    """Bytes; None where it could not be measured."""
+    processes: int | None = None
+    """Processes started; None where they could not be counted."""
+    source: str = ""
+    """Where the figures come from: `cgroup-v2`, `cgroup-v1`, `rusage`, …"""
+
+
+class IsolationReport(BaseModel):
+    """What stands between the sandbox and the host."""
+
+    tier: str
+    guards: dict[str, Literal["on", "off", "n/a"]] = Field(
+        default_factory=dict[str, Literal["on", "off", "n/a"]]
+    )
+    """Guards by name."""
+    kernel: str = ""
+    versions: dict[str, str] = Field(default_factory=dict[str, str])
+
+
+class _Outcome(BaseModel):
+    """How an execution ended. Only `status` decides whether it was a success."""
+
+    status: ExecutionStatus
+    execution_time: Seconds = 0.0
+    """Seconds."""
+    timestamp: UtcTime = Field(default_factory=_now)
+    """When it began, in UTC."""
+    truncated: dict[str, int] = Field(default_factory=dict[str, int])
+    """Bytes lost, by stream (`stdout`, `stderr`); a stream that is whole is not in it."""
+    verdict: Verdict = Verdict.OK
+    """Why it ended as it did."""
+    signal: int | None = None
+    """The number of the signal that ended it."""
+    usage: Usage | None = None
+    isolation: str | None = None
+    """The tier of isolation it ran in."""
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_verdict(cls, values: Any) -> Any:
+        # Other people's tools know a status only.
+        if isinstance(values, dict) and values.get("verdict") is None and "status" in values:  # pyright: ignore[reportUnknownMemberType]
+            try:
+                verdict = _VERDICTS[ExecutionStatus(values["status"])]
+            except ValueError:
+                return values  # pyright: ignore[reportUnknownVariableType]
+            return {**values, "verdict": verdict}
+        return values  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended well."""
+        return self.status == ExecutionStatus.SUCCESS
+
+
+class CommandResult(_Outcome):
+    """What a command did."""
+
+    command: str | list[str]
+    """As the caller gave it: a shell line or an argv."""
+    exit_code: int
+    """The program's own; 128 + N for signal N; -1 for a time-out."""
+    stdout: str = ""
+    stderr: str = ""
+    error: str | None = None
+    """Why it is no success."""
+
+
+class ExecutionResult(_Outcome):
+    """What an execution gave, whatever was executed."""
+
+    output: Any = None
+    """Text, for everything that runs programs."""
+    error: str | None = None
+    """What went wrong and what was written to stderr; None where there is neither."""
+
+
+class ToolResult(ExecutionResult):
+    """What a tool gave."""
+
+    tool_name: str
+    exit_code: int | None = None
+    """The program's, as in `CommandResult`; None where there was none."""
+    stdout: str = ""
+    stderr: str = ""
+
+
+class FileInfo(BaseModel):
+    """One file, folder or other thing in a sandbox."""
+
+    path: str
+    name: str
+    type: Literal["file", "directory", "symlink", "other"]
+    size: int
+    """Bytes."""
+    mode: int
+    """Permission bits."""
+    modified: float
+    """Seconds since the epoch."""
+
+
+class SearchMatch(BaseModel):
+    """One line of a file that a search found."""
+
+    path: str
+    line: int
+    """From 1."""
+    text: str
+
+
+class SandboxInfo(BaseModel):
+    """A sandbox as its manager describes it."""
+
+    id: str
+    status: SandboxStatus
+    type: str
+    config: dict[str, Any] = Field(default_factory=dict[str, Any])
+    created_at: UtcTime = Field(default_factory=_now)
+    updated_at: UtcTime = Field(default_factory=_now)
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+    available_tools: list[str] = Field(default_factory=list[str])
+
+
+class HealthCheckResult(BaseModel):
+    """How a server is."""
+
+    healthy: bool
+    version: str
+    uptime: float | None = None
+    """Seconds."""
+    active_sandboxes: int = 0
+    system_info: dict[str, Any] = Field(default_factory=dict[str, Any])
