@@ -19,7 +19,6 @@ from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
 from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
-from ms_enclave.channel.guest import GuestConnection
 from ms_enclave.errors import CapabilityError, IsolationUnavailableError, SandboxStartError
 from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
 from ms_enclave.spawner import stations
@@ -27,6 +26,7 @@ from ms_enclave.spawner import stations
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
+    from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import Process, SpawnRequest
     from ms_enclave.model.diagnosis import Diagnosis, Problem
     from ms_enclave.model.limits import ResolvedLimits
@@ -102,6 +102,8 @@ class ProcessSandbox(Sandbox):
         return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)
 
     async def _connect_guest(self) -> GuestConnection:
+        from ms_enclave.channel.guest import GuestConnection  # a plain run needs no file server
+
         document = {"op": "guest", "cwd": self.config.working_dir, "env": dict(self._environment)}
         fields = requests.station_fields(self._limits, self._user, self._station.facts)
         process, channel = await self._station.spawn_guest(self.id, document, fields)

@@ -1,0 +1,80 @@
+"""Sandboxes with something changed on their station's plan, and a look at them from outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ms_enclave.boxes.process_sandbox import ProcessSandbox
+
+__all__ = [
+    "ColdSandbox",
+    "NoGroupsSandbox",
+    "UnfilteredSandbox",
+    "find_processes",
+    "namespaces",
+    "status_of",
+    "wait_until_gone",
+]
+
+
+class ColdSandbox(ProcessSandbox):
+    """Every process from a new interpreter, as where ptrace cannot be had."""
+
+    def _station_plan(self) -> dict[str, Any]:
+        return {**super()._station_plan(), "cold_reason": "switched off for a test"}
+
+
+class NoGroupsSandbox(ProcessSandbox):
+    """Without control groups, as for an ordinary user of a machine that delegates none."""
+
+    def _station_plan(self) -> dict[str, Any]:
+        return {**super()._station_plan(), "groups": False}
+
+
+class UnfilteredSandbox(ProcessSandbox):
+    """A filter that allows everything: the control for attacks that the filter holds."""
+
+    def _station_plan(self) -> dict[str, Any]:
+        allow_all = "06000000" + "0000ff7f"
+        plan = super()._station_plan()
+        return {**plan, "filter": allow_all, "init_filter": allow_all, "cold_reason": "control"}
+
+
+def find_processes(marker: str) -> list[int]:
+    """Pids, as the host sees them, of processes with a word of that text in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if marker.encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(marker: str, seconds: float = 5.0) -> list[int]:
+    """The processes of that marker that are still there after so long; none if all is well."""
+    deadline = time.monotonic() + seconds
+    while (left := find_processes(marker)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def namespaces(pid: int | str) -> dict[str, str]:
+    """Kind of namespace to its identity."""
+    folder = f"/proc/{pid}/ns"
+    kinds = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+    return {kind: os.readlink(f"{folder}/{kind}") for kind in kinds}
+
+
+def status_of(pid: int, task: int | None = None) -> dict[str, str]:
+    """The lines of /proc/PID/status, or of one of its tasks."""
+    path = f"/proc/{pid}/status" if task is None else f"/proc/{pid}/task/{task}/status"
+    rows = (line.partition(":") for line in Path(path).read_text().splitlines())
+    return {name: value.strip() for name, _, value in rows}

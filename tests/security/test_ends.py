@@ -1,0 +1,186 @@
+"""Whatever dies, nothing of a sandbox outlives it, and whoever waits learns the truth."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ms_enclave.boxes.process_sandbox import ProcessSandbox
+from ms_enclave.errors import SandboxLostError
+from tests.security.boxes import (
+    ColdSandbox,
+    NoGroupsSandbox,
+    find_processes,
+    status_of,
+    wait_until_gone,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
+
+KINDS = [ProcessSandbox, ColdSandbox, NoGroupsSandbox]
+
+DAEMONS = """
+import os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for descriptor in range(3):
+                os.close(descriptor)
+            os.execvp('sleep', ['sleep', sys.argv[1]])
+        os._exit(0)
+print('started', flush=True)
+time.sleep(600)
+"""
+
+
+def new_marker() -> str:
+    return f"600.{secrets.randbelow(10**9)}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_time_out_takes_the_daemons_along(kind: type[ProcessSandbox]) -> None:
+    marker = new_marker()
+    async with kind() as box:
+        result = await box.run_code(DAEMONS, args=[marker], timeout=1.5)
+        assert result.verdict == "wall_timeout"
+        assert result.stdout == "started\n"
+        assert find_processes(marker) == []
+        assert (await box.run_code("print(1)")).stdout == "1\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_cancel_takes_the_daemons_along(kind: type[ProcessSandbox]) -> None:
+    marker = new_marker()
+    async with kind() as box, anyio.create_task_group() as group:
+
+        async def run() -> None:
+            await box.run_code(DAEMONS, args=[marker])
+
+        group.start_soon(run)
+        with anyio.fail_after(20):
+            while len(find_processes(marker)) < 3:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    assert find_processes(marker) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_stop_takes_everything_along(kind: type[ProcessSandbox]) -> None:
+    marker = new_marker()
+    async with kind() as box:
+        result = await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
+        assert result.exit_code == 0
+        assert len(find_processes(marker)) == 1
+    assert find_processes(marker) == []
+
+
+async def test_what_a_command_leaves_running_is_not_touched_by_another_ones_time_out() -> None:
+    left, timed = new_marker(), new_marker()
+    for kind in KINDS:
+        async with kind() as box:
+            await box.execute_command(f"setsid sleep {left} >/dev/null 2>&1 &")
+            await box.execute_command(f"setsid sleep {timed} & sleep {timed}", timeout=0.5)
+            assert len(find_processes(left)) == 1, kind
+            assert find_processes(timed) == []
+
+
+OWNER = """
+import asyncio, os, sys
+from ms_enclave.boxes.process_sandbox import ProcessSandbox
+async def main():
+    box = ProcessSandbox()
+    await box.start()
+    print('ready', flush=True)
+    await box.execute_command(['sleep', sys.argv[1]])
+asyncio.run(main())
+"""
+
+
+def test_when_the_owner_is_killed_nothing_is_left() -> None:
+    marker = new_marker()
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, marker], stdout=subprocess.PIPE)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"ready\n"
+        while not [pid for pid in find_processes(marker) if pid != owner.pid]:
+            assert owner.poll() is None
+    finally:
+        owner.kill()
+        owner.wait()
+        assert owner.stdout is not None
+        owner.stdout.close()
+    assert wait_until_gone(marker, 1.0) == []
+
+
+def station_of(marker: str) -> int:
+    """The pid of the station whose child the marked process is."""
+    (pid,) = find_processes(marker)
+    return int(status_of(pid)["PPid"])
+
+
+@pytest.mark.parametrize("victim", ["station", "launcher"])
+async def test_when_the_station_is_killed_callers_learn_it(victim: str) -> None:
+    marker = new_marker()
+    box = ProcessSandbox()
+    await box.start()
+    try:
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                with pytest.raises(SandboxLostError):
+                    await box.execute_command(["sleep", marker])
+
+            group.start_soon(run)
+            with anyio.fail_after(20):
+                while not find_processes(marker):
+                    await anyio.sleep(0.01)
+            pid = station_of(marker)
+            if victim == "launcher":
+                pid = int(status_of(pid)["PPid"])
+            os.kill(pid, signal.SIGKILL)
+        assert wait_until_gone(marker) == []
+        assert box.status == "error"
+    finally:
+        await box.stop()
+
+
+async def test_killing_the_init_from_outside_is_a_lost_sandbox_and_no_other() -> None:
+    marker = new_marker()
+    async with ProcessSandbox() as other:
+        box = ProcessSandbox()
+        await box.start()
+        try:
+            await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
+            (pid,) = find_processes(marker)
+            os.kill(int(status_of(pid)["PPid"]), signal.SIGKILL)
+            with pytest.raises(SandboxLostError), anyio.fail_after(10):
+                while True:
+                    await box.execute_command(["true"])
+            assert find_processes(marker) == []
+            assert (await other.run_code("print(1)")).stdout == "1\n"
+        finally:
+            await box.stop()
+
+
+def groups_of_ours() -> list[Path]:
+    return [path for path in Path("/sys/fs/cgroup").rglob("ms-enclave-*") if path.is_dir()]
+
+
+async def test_no_group_and_no_store_is_left() -> None:
+    before = groups_of_ours()
+    async with ProcessSandbox() as box:
+        for _ in range(3):
+            await box.execute_command("true")
+        if box.isolation.guards["cgroup_pids"] == "on":
+            assert groups_of_ours() != before
+    assert groups_of_ours() == before
