@@ -109,9 +109,9 @@ class SandboxConfig(Limits):
         if isinstance(value, str):
             raise ValueError("must be a list of tool names or a dict, not a text")  # noqa: TRY004
         if isinstance(value, Mapping) or not isinstance(value, Iterable):
-            return value
-        names = list(cast("Iterable[Any]", value))
-        return {getattr(name, "value", name): {} for name in names}
+            return cast("Any", value)
+        names = cast("Iterable[Any]", value)
+        return {str(getattr(name, "value", name)): cast("Any", {}) for name in names}
 
     @field_validator("working_dir", mode="after")
     @classmethod
@@ -139,7 +139,7 @@ def _inside(what: str, path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
-def _check_volumes(value: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _check_volumes(value: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Docker's shape: `{host: {"bind": path, "mode": "rw" | "ro"}}`."""
     volumes: dict[str, dict[str, str]] = {}
     for host, options in value.items():
@@ -177,7 +177,11 @@ class ProcessSandboxConfig(SandboxConfig):
     @field_validator("volumes", mode="before")
     @classmethod
     def _check_volumes(cls, value: Any) -> Any:
-        return _check_volumes(value) if isinstance(value, dict) else value
+        return (
+            _check_volumes(cast("Mapping[str, Any]", value))
+            if isinstance(value, Mapping)
+            else value
+        )
 
 
 class DockerSandboxConfig(SandboxConfig):
@@ -210,7 +214,11 @@ class DockerSandboxConfig(SandboxConfig):
     @field_validator("volumes", mode="before")
     @classmethod
     def _check_volumes(cls, value: Any) -> Any:
-        return _check_volumes(value) if isinstance(value, dict) else value
+        return (
+            _check_volumes(cast("Mapping[str, Any]", value))
+            if isinstance(value, Mapping)
+            else value
+        )
 
     @field_validator("ports", mode="before")
     @classmethod

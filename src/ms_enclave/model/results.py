@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -44,6 +44,13 @@ _VERDICTS = {
     ExecutionStatus.TIMEOUT: Verdict.WALL_TIMEOUT,
     ExecutionStatus.CANCELLED: Verdict.CANCELLED,
 }
+
+
+def _verdict_of(status: Any) -> Verdict | None:
+    try:
+        return _VERDICTS[ExecutionStatus(status)]
+    except ValueError:  # no status: the field's own check says so
+        return None
 
 
 class Usage(BaseModel):
@@ -98,13 +105,13 @@ class _Outcome(BaseModel):
     @classmethod
     def _derive_verdict(cls, values: Any) -> Any:
         # Other people's tools know a status only.
-        if isinstance(values, dict) and values.get("verdict") is None and "status" in values:  # pyright: ignore[reportUnknownMemberType]
-            try:
-                verdict = _VERDICTS[ExecutionStatus(values["status"])]
-            except ValueError:
-                return values  # pyright: ignore[reportUnknownVariableType]
-            return {**values, "verdict": verdict}
-        return values  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        verdict = _verdict_of(given.get("status"))
+        if given.get("verdict") is None and verdict is not None:
+            return {**given, "verdict": verdict}
+        return given
 
     @property
     def success(self) -> bool:

@@ -145,10 +145,9 @@ def extract_tar(
 
 
 def _check_all(source: IO[bytes], max_bytes: int, max_members: int) -> None:
-    members = total = 0
-    for _, member in _members(source):
-        members += 1
-        if members > max_members:
+    total = 0
+    for number, (_, member) in enumerate(_members(source), 1):
+        if number > max_members:
             raise ConfigError(f"the archive has more than {max_members} members")
         if member.size < 0:
             raise ConfigError(f"the archive is damaged at {member.name!r}")
@@ -167,7 +166,7 @@ def _members(source: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
         with tarfile.open(fileobj=cast("IO[bytes]", _Careful(source)), mode="r:") as tar:
             while (member := tar.next()) is not None:
                 yield tar, member
-                tar.members.clear()
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     except (tarfile.TarError, EOFError, OverflowError, RecursionError, UnicodeError) as error:
         raise ConfigError(f"the archive is no valid tar: {error}") from error
 

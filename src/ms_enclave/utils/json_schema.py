@@ -92,7 +92,7 @@ def json_schema(t: Any) -> JSONSchema:
     if origin is not None:
         return _generic(origin, get_args(t))
     if isinstance(t, type):
-        return _class(t)
+        return _class(cast("type[Any]", t))
     return JSONSchema()
 
 
@@ -129,7 +129,7 @@ def _choice(values: tuple[Any, ...]) -> JSONSchema:
     return schema.model_copy(update={"type": kinds.pop()}) if len(kinds) == 1 else schema
 
 
-def _class(t: type) -> JSONSchema:
+def _class(t: type[Any]) -> JSONSchema:
     if issubclass(t, Enum):
         return _choice(tuple(member.value for member in t))
     if dataclasses.is_dataclass(t) or is_typeddict(t) or issubclass(t, BaseModel):
@@ -137,7 +137,7 @@ def _class(t: type) -> JSONSchema:
     return JSONSchema()
 
 
-def cls_json_schema(cls: type) -> JSONSchema:
+def cls_json_schema(cls: type[Any]) -> JSONSchema:
     """The schema of a dataclass, a typed dictionary or a pydantic model. It allows no other keys.
 
     Raises:
@@ -155,7 +155,7 @@ def cls_json_schema(cls: type) -> JSONSchema:
         names = [each.name for each in fields]
     elif is_typeddict(cls):
         names = list(hints)
-        required = sorted(cast("frozenset[str]", getattr(cls, "__required_keys__", frozenset())))
+        required = sorted(cast("frozenset[str]", cls.__required_keys__))
     else:
         raise TypeError(f"{cls.__name__} is no dataclass, typed dictionary or pydantic model")
     return JSONSchema(
