@@ -8,9 +8,24 @@ killing in the bare version 2 tree, where `cgroup.kill` works without any contro
 
 from __future__ import annotations
 
+import fcntl
 import os
 
-__all__ = ["Figures", "Group", "Hierarchy", "Station", "discover", "prepare", "remove"]
+__all__ = [
+    "PREFIX",
+    "Figures",
+    "Group",
+    "Hierarchy",
+    "Station",
+    "discover",
+    "own_hierarchies",
+    "prepare",
+    "remove",
+    "sweep",
+]
+
+PREFIX = "ms-enclave-"
+"""How the name of every station's group begins."""
 
 _VERSION_1 = ("memory", "pids", "cpu", "cpuacct")
 _VERSION_2 = ("memory", "pids", "cpu")
@@ -69,6 +84,45 @@ def discover(mounts: str, own: str) -> list[Hierarchy]:
     return found
 
 
+def own_hierarchies() -> list[Hierarchy]:
+    """Where the caller is, in every hierarchy that there is."""
+    with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
+        return discover(mounts.read(), own.read())
+
+
+def sweep(found: list[Hierarchy]) -> bool:
+    """Remove what dead stations left; False if something of theirs cannot be removed yet.
+
+    A living station holds a lock on its groups, whoever may see them, so it is never touched.
+    """
+    clean = True
+    for hierarchy in found:
+        try:
+            names = [name for name in os.listdir(hierarchy.path) if name.startswith(PREFIX)]
+        except OSError:
+            continue
+        for name in names:
+            clean = _sweep_one(f"{hierarchy.path}/{name}") and clean
+    return clean
+
+
+def _sweep_one(path: str) -> bool:
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True  # it has just gone, or is not ours to see
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(path)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(held)
+    return True
+
+
 def _below(point: str, root: str, group: str) -> str:
     """Where a group is seen, for a mount that shows the hierarchy from `root` on."""
     inside = os.path.relpath(group, root) if root != "/" else group.lstrip("/")
@@ -87,12 +141,13 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
             os.mkdir(path)
         except OSError:
             continue  # not ours to use: the attestation says which guards there are
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(opened, fcntl.LOCK_EX)  # held until the station, too, has gone
         if hierarchy.version == 2:
             os.mkdir(f"{path}/station")
             controllers = _enable(path, controllers)
         if owner is not None:
             _give(path, owner)
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         ready.append(Hierarchy(hierarchy.version, list(controllers), path, opened))
     return ready
 

@@ -14,6 +14,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,8 @@ class StationClient:
         except subprocess.TimeoutExpired:
             launcher.kill()
             await anyio.to_thread.run_sync(launcher.wait)
+        if launcher.returncode:
+            await anyio.to_thread.run_sync(_clean_up_after_a_dead_launcher)
         os.close(self._notes)
 
     def _disconnect(self, text: str) -> None:
@@ -232,6 +235,8 @@ class StationClient:
             raise SandboxLostError("The station does not answer") from None
         finally:
             self._answers.pop(number, None)
+        if "lost" in row:
+            raise SandboxLostError(row["lost"])
         if "error" in row:
             raise SandboxStartError(f"The sandbox could not do it: {row['error']['text']}")
         return row["ok"]
@@ -307,6 +312,15 @@ class StationClient:
         finally:
             process.close_inner_ends()
         return process, ours
+
+
+def _clean_up_after_a_dead_launcher() -> None:
+    """What the launcher would have removed when its station was gone."""
+    from ms_enclave.spawner import cgroups  # needs Linux, and hardly ever
+
+    deadline = time.monotonic() + 2
+    while not cgroups.sweep(cgroups.own_hierarchies()) and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def send_request(

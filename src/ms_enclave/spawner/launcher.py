@@ -66,11 +66,12 @@ def _start(plan: dict, control: int, first: int | None):
     plan["first_id"] = first
     if first is None:  # the sandbox's user is the caller: what is writable needs no mapping
         plan["binds"] += plan["volumes"]
-    name = f"ms-enclave-{plan['instance']}"
+    name = f"{cgroups.PREFIX}{plan['instance']}"
     groups = []
     if plan["groups"]:
-        with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
-            groups = cgroups.prepare(cgroups.discover(mounts.read(), own.read()), name, first)
+        found = cgroups.own_hierarchies()
+        cgroups.sweep(found)
+        groups = cgroups.prepare(found, name, first)
     plan["groups"] = [group.row() for group in groups]
     try:
         pid, ours = _clone_station(plan, control, first, groups)

@@ -281,7 +281,7 @@ class Station:
     def do_spawn(self, request: dict, descriptors: list[int]) -> dict:
         box = self.boxes.get(request["box"])
         if box is None:
-            return {"error": {"errno": 3, "text": "the sandbox is gone"}}
+            return {"lost": "the sandbox is gone"}
         group = box.group.child()
         try:
             group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
@@ -290,6 +290,8 @@ class Station:
             pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group.admit, limits)
         except BaseException:
             self.let_go(group)
+            if not survey.is_alive(box.slot.init):
+                return {"lost": "the sandbox's init has ended"}
             raise
         process = Process(request["process"], box, pid, group, request)
         box.processes[process.number] = process

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 
-__all__ = ["Usage", "inner_pid", "kill_descendants", "start_time", "usage"]
+__all__ = ["Usage", "inner_pid", "is_alive", "kill_descendants", "start_time", "usage"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -38,6 +38,12 @@ def start_time(pid: int) -> int:
     """When it started, in clock ticks since boot; 0 if it is gone."""
     fields = _stat(pid)
     return int(fields[19]) if fields else 0
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it is there and not only waiting to be reaped."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in (b"Z", b"X")
 
 
 def inner_pid(pid: int) -> int:
