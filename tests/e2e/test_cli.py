@@ -49,7 +49,7 @@ def enclave(
         timeout=60,
         check=False,
         cwd=more.pop("cwd", ROOT),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **more.pop("env", {})},
+        env={**os.environ, "COLUMNS": "100", **more.pop("env", {})},
         **more,
     )
 

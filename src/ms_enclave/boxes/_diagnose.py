@@ -52,5 +52,5 @@ def _explain(error: EnclaveError, hints: Sequence[Problem]) -> list[Problem]:
     remedy = error.remedy or ""
     if remedy in said or (blocking and not remedy):
         return list(hints)
-    own = Problem(what=str(error), remedy=remedy or "see the message")
+    own = Problem(what=error.message or type(error).__name__, remedy=remedy or "see the message")
     return [own, *hints]

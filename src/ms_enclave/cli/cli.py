@@ -100,7 +100,7 @@ def _explain(error: Exception) -> int:
     from ms_enclave.errors import EnclaveError
 
     if isinstance(error, EnclaveError):
-        complain(str(error), error.remedy)
+        complain(error.message, error.remedy)
         return EXIT_OURS
     if os.environ.get(_DEBUG):
         raise error

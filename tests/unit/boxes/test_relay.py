@@ -28,11 +28,13 @@ def job(sink: Sink | None = None, stdin: Any = None, **limits: Any) -> Job:
 
 
 async def run(
-    process: ScriptedProcess, what: Job, script: Callable[[], Awaitable[None]]
+    process: ScriptedProcess, what: Job, script: Callable[[], Awaitable[None]] | None = None
 ) -> CommandResult:
     async def spawn() -> ScriptedProcess:
         return process
 
+    if script is None:
+        return await execute(spawn, what)
     async with anyio.create_task_group() as group:
         group.start_soon(script)
         return await execute(spawn, what)
@@ -102,11 +104,9 @@ async def test_what_the_function_raises_ends_the_program_and_is_raised() -> None
     def sink(stream: str, data: bytes) -> None:
         raise BrokenPipeError
 
-    async def script() -> None:
-        process.out.put(b"x")
-
+    process.out.put(b"x")
     with pytest.raises(BrokenPipeError):
-        await run(process, job(sink), script)
+        await run(process, job(sink))
     assert process.kills == 1
     assert process.closes == 1
 
@@ -165,12 +165,9 @@ async def test_a_file_that_cannot_be_read_ends_the_program_and_says_why() -> Non
         def read(self, size: int = -1) -> bytes:
             raise OSError("the disk is gone")
 
-    async def script() -> None:
-        return
-
     process = ScriptedProcess()
     with pytest.raises(OSError, match="the disk is gone"):
-        await run(process, job(stdin=Broken()), script)
+        await run(process, job(stdin=Broken()))
     assert process.kills == 1
 
 
