@@ -35,12 +35,14 @@ class Refused(ValueError):
 class Call:
     """Streams in bounded memory: what is sent waits for the host's credit, what comes has ours."""
 
+    task: Task
+    """The operation; set before it runs for the first time."""
+
     def __init__(self, number: int, body: dict[str, Any], sender: Sender) -> None:
         self.number = number
         self.body = body
         self.sender = sender
         self.loop = sender.loop
-        self.task: Task | None = None
         self.child: Any = None
         """The program, where the call is one."""
         self._send_windows = [protocol.SendWindow() for _ in range(protocol.MAX_CHANNEL + 1)]
@@ -48,8 +50,7 @@ class Call:
         self._inbox: collections.deque[bytes] = collections.deque()
 
     def wake(self) -> None:
-        if self.task is not None:
-            self.loop.wake(self.task)
+        self.loop.wake(self.task)
 
     # --- parameters ---
 
@@ -63,6 +64,12 @@ class Call:
         value = self.body.get(name, default)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise Refused(f"{name} must be a number")
+        return value
+
+    def value(self, name: str, kind: type) -> Any:
+        value = self.body.get(name)
+        if not isinstance(value, kind):
+            raise Refused(f"{name} must be a {kind.__name__}")
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -80,8 +87,7 @@ class Call:
         Whoever waits is woken when that has changed.
         """
         if not self.sender.has_room():
-            if self.task is not None:
-                self.sender.wait_for_room(self.task)
+            self.sender.wait_for_room(self.task)
             return 0
         return min(self._send_windows[channel].credit, protocol.MAX_PAYLOAD)
 

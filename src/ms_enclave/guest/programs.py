@@ -57,13 +57,9 @@ def _on_gone(call: Call) -> None:
 
 def _program(call: Call) -> execution.Program:
     body = call.body
-    env = body.get("env")
-    limits = body.get("limits")
-    if not isinstance(env, dict) or not isinstance(limits, dict):
-        raise Refused("env and limits must be mappings")
-    argv = body.get("argv")
-    if not isinstance(argv, list):
-        raise Refused("argv must be a list")
+    env: dict[str, Any] = call.value("env", dict)
+    limits: dict[str, Any] = call.value("limits", dict)
+    argv: list[Any] = call.value("argv", list)
     program = execution.Program(
         [_bytes(word) for word in argv],
         {_bytes(name): _bytes(value) for name, value in env.items()},

@@ -59,6 +59,7 @@ __all__ = [
     "encode_credit",
     "encode_request",
     "load",
+    "load_body",
     "load_credit",
 ]
 
@@ -122,7 +123,19 @@ def dump(body: object) -> bytes:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def load(payload: bytes) -> Any:
+def load_body(payload: bytes) -> Body:
+    """The JSON object of a payload.
+
+    Raises:
+        FrameError: it is none.
+    """
+    body: Any = load(payload)
+    if not isinstance(body, dict):
+        raise FrameError("JSON, but no object")
+    return body  # pyright: ignore[reportUnknownVariableType] - its keys are text, as JSON has it
+
+
+def load(payload: bytes) -> object:
     """The value of a JSON payload.
 
     Raises:

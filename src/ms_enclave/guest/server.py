@@ -94,8 +94,7 @@ class _Server:
         self._out.clear()
         self._open = False
         for call in list(self._calls.values()):
-            if call.task is not None:
-                self.loop.cancel(call.task)
+            self.loop.cancel(call.task)
         self.loop.unwatch(self._connection.fileno())
         deadline = time.monotonic() + _FAREWELL
         while self._calls and time.monotonic() < deadline:
@@ -175,17 +174,14 @@ class _Server:
         elif kind == protocol.CREDIT:
             call.on_credit(protocol.load_credit(payload), channel)
         elif kind == protocol.CANCEL:
-            if call.task is not None:
-                self.loop.cancel(call.task)
+            self.loop.cancel(call.task)
         else:
             raise protocol.FrameError(f"a frame of kind {kind} from the host")
 
     def _greet(self, kind: int, payload: bytes) -> None:
         if kind != protocol.HELLO:
             raise protocol.FrameError("no greeting")
-        body = protocol.load(payload)
-        if not isinstance(body, dict):
-            raise protocol.FrameError("a greeting that is none")
+        body = protocol.load_body(payload)
         folder = body.get("folder")
         if isinstance(folder, str) and folder.startswith("/"):
             self.folder = folder.encode("utf-8", "surrogateescape")
@@ -213,10 +209,7 @@ class _Server:
         if more:
             self._unfinished[number] = text
             return
-        body = protocol.load(bytes(text))
-        if not isinstance(body, dict):
-            raise protocol.FrameError("a request that is none")
-        self._begin(number, body)
+        self._begin(number, protocol.load_body(bytes(text)))
 
     def _begin(self, number: int, body: dict[str, Any]) -> None:
         operation = _OPERATIONS.get(str(body.get("op")))

@@ -1,0 +1,444 @@
+"""Frames over a byte stream: calls to a guest that is not trusted.
+
+Every frame is checked before it means anything. What the other end sends is held only as far as it
+was asked for, and a frame that breaks the rules ends the connection with `ProtocolError`: from then
+on every call fails, because nothing that comes has a meaning any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from typing_extensions import override
+
+from ms_enclave.errors import SandboxLostError
+from ms_enclave.guest import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import ByteStream
+
+__all__ = ["Call", "CallFailed", "Connection", "ProtocolError"]
+
+MAX_CALLS = 500
+"""Calls at a time; further ones wait. The guest has room for more, so that `kill` always fits."""
+
+_CHUNK = protocol.MAX_PAYLOAD
+_RECEIVE = 1 << 18
+_OUT_HIGH = 1 << 18
+"""Bytes that may wait to be sent before whoever sends data has to wait."""
+
+_EVENTS = 16
+"""Events that a call may have waiting; programs have three in all."""
+
+
+class ProtocolError(SandboxLostError):
+    """What is inside broke the protocol: the sandbox is not to be talked to any more."""
+
+
+class _News:
+    """Wakes everybody who waits for something to change."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+    def tell(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+
+class _Inbox:
+    """What has come on one channel of a call and was not taken yet; at most a window."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[bytes] = deque()
+        self.window = protocol.ReceiveWindow()
+
+    def take(self, limit: int) -> bytes:
+        chunk = self.chunks.popleft()
+        if len(chunk) > limit:
+            self.chunks.appendleft(chunk[limit:])
+            chunk = chunk[:limit]
+        return chunk
+
+
+class Call:
+    """One call under way. Ends when the guest says so, or with the connection.
+
+    Not made directly: `Connection.open`. `close` gives up a call that has not ended; nothing is
+    waited for, and what still comes for it is dropped.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.number = number
+        self.ended = False
+        self.closed = False
+        self.news = _News()
+        self.events: deque[dict[str, Any]] = deque()
+        self._connection = connection
+        self._result: dict[str, Any] = {}
+        self._error: dict[str, Any] | None = None
+        self._send_windows = [protocol.SendWindow() for _ in range(protocol.MAX_CHANNEL + 1)]
+        self._inboxes = [_Inbox() for _ in range(protocol.MAX_CHANNEL + 1)]
+
+    # --- for whoever called ---
+
+    async def result(self) -> dict[str, Any]:
+        """Wait for the end of the call; give its result.
+
+        Raises:
+            CallFailed: the guest says that it failed.
+            SandboxLostError: the connection ended first.
+        """
+        while not self.ended:
+            self._connection.check()
+            await self.news.wait()
+        return self._outcome()
+
+    def _outcome(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise CallFailed(self._error)
+        return self._result
+
+    async def receive(self, channel: int = 0, limit: int = _CHUNK) -> bytes:
+        """The next bytes on a channel, b"" when no more will come. Cancelled, it loses nothing.
+
+        Raises:
+            CallFailed, SandboxLostError: as `result`.
+        """
+        inbox = self._inboxes[channel]
+        while not inbox.chunks:
+            if self.ended:
+                self._outcome()
+            if self.ended or inbox.window.ended:
+                return b""
+            if self.closed:
+                raise anyio.ClosedResourceError
+            self._connection.check()
+            await self.news.wait()
+        data = inbox.take(limit)
+        granted = inbox.window.consume(len(data))
+        if granted and not self.ended and not self.closed:
+            self._connection.grant(self.number, channel, granted)
+        return data
+
+    async def receive_page(self) -> bytes:
+        """The next whole frame of data, b"" when no more will come."""
+        return await self.receive(0, protocol.MAX_PAYLOAD)
+
+    async def send(self, data: bytes, channel: int = 0) -> bool:
+        """Send bytes as the guest takes them. False: the call has ended, nobody wants them.
+
+        Raises:
+            SandboxLostError: the connection ended.
+        """
+        start = 0
+        while start < len(data) and not self.is_over:
+            start += await self.send_some(data, start, lambda: self.is_over, channel)
+        return not self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether sending has no sense any more."""
+        return self.ended or self.closed
+
+    async def send_some(
+        self, data: bytes, start: int, unwanted: Callable[[], bool], channel: int = 0
+    ) -> int:
+        """Send the next bytes from `start` on as soon as there is room; gives how many.
+
+        0 where, while waiting, they have become unwanted.
+        """
+        window = self._send_windows[channel]
+        while not unwanted():
+            self._connection.check()
+            if not window.credit:
+                await self.news.wait()
+            elif self._connection.is_full:
+                await self._connection.room.wait()
+            else:
+                chunk = data[start : start + min(window.credit, _CHUNK)]
+                window.take(len(chunk))
+                self._connection.put(protocol.encode(protocol.DATA, self.number, chunk, channel))
+                return len(chunk)
+        return 0
+
+    def send_end(self, channel: int = 0) -> None:
+        """No more bytes will be sent on a channel."""
+        if not self.ended and not self.closed:
+            self._connection.put(protocol.encode(protocol.END, self.number, b"", channel))
+
+    def close(self) -> None:
+        """Have the guest end the call, where it has not yet."""
+        if not self.closed:
+            self.closed = True
+            self._drop_data()
+            self._connection.give_up(self)
+            self.news.tell()
+
+    # --- for the connection ---
+
+    def on_frame(self, kind: int, channel: int, payload: bytes) -> None:
+        """Take a frame of the guest's; FrameError if it has no place here."""
+        if kind == protocol.DATA:
+            self._on_data(channel, payload)
+        elif kind == protocol.END:
+            self._inboxes[channel].window.end()
+        elif kind == protocol.CREDIT:
+            self._send_windows[channel].grant(protocol.load_credit(payload))
+        else:
+            self._on_body(kind, protocol.load_body(payload))
+        self.news.tell()
+
+    def _on_data(self, channel: int, payload: bytes) -> None:
+        inbox = self._inboxes[channel]
+        inbox.window.receive(len(payload))
+        if payload and not self.closed:
+            inbox.chunks.append(payload)
+
+    def _on_body(self, kind: int, body: dict[str, Any]) -> None:
+        if kind == protocol.EVENT:
+            if len(self.events) >= _EVENTS:
+                raise protocol.FrameError("too many events")
+            self.events.append(body)
+            return
+        self.ended = True
+        if kind == protocol.ERROR:
+            self._error = body
+        else:
+            self._result = body
+
+    def _drop_data(self) -> None:
+        for inbox in self._inboxes:
+            inbox.chunks.clear()
+
+
+class CallFailed(Exception):
+    """The guest says that a call failed; in its own words, which are not to be trusted."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__()
+        self.body = body
+
+
+class Connection:
+    """The frames of one guest, over a stream that it takes over.
+
+    `open` starts it and `aclose` ends it, in any order with calls under way: those fail with
+    `SandboxLostError`. Two tasks of its own move the bytes, so that a call that is cancelled half
+    way never leaves half a frame behind.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.room = _News()
+        self.greeting: dict[str, Any] | None = None
+        self._stream = stream
+        self._decoder = protocol.Decoder()
+        self._calls: dict[int, Call] = {}
+        self._last = 0
+        self._free = anyio.Semaphore(MAX_CALLS)
+        self._ordinary: set[int] = set()
+        self._out: deque[bytes] = deque()
+        self._out_size = 0
+        self._grants: dict[tuple[int, int], int] = {}
+        self._news = _News()
+        self._failure: SandboxLostError | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life ---
+
+    async def start(self, hello: dict[str, Any]) -> dict[str, Any]:
+        """Greet the guest and wait for its answer."""
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_end)
+        self.put(protocol.encode(protocol.HELLO, 0, protocol.dump(hello)))
+        while self.greeting is None:
+            self.check()
+            await self._news.wait()
+        return self.greeting
+
+    async def aclose(self) -> None:
+        """End it. Calls under way fail. May be called twice."""
+        self.fail(SandboxLostError("The connection to the sandbox was closed"))
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            if tasks:
+                await asyncio.wait(tasks)
+            await anyio.aclose_forcefully(self._stream)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        # A fault of ours in one of them must not leave callers waiting for ever.
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            lost = SandboxLostError(f"The connection to the sandbox failed: {error!r}")
+            lost.__cause__ = error
+            self.fail(lost)
+
+    def check(self) -> None:
+        """Raise what ended the connection, if anything did."""
+        if self._failure is not None:
+            # A new one each time: a traceback belongs to one caller.
+            raise type(self._failure)(self._failure.message) from self._failure.__cause__
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self._failure is not None
+
+    def fail(self, error: SandboxLostError) -> None:
+        """End everything for a reason; the first one counts."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._out.clear()
+        self._out_size = 0
+        self._grants.clear()
+        self.room.tell()
+        self._news.tell()
+        for call in self._calls.values():
+            call.news.tell()
+        if self._ordinary:
+            self._free.release()
+
+    def broken(self, error: protocol.FrameError) -> ProtocolError:
+        """End everything because of what the guest sent."""
+        lost = ProtocolError(f"The sandbox's guest broke the protocol: {error}")
+        lost.__cause__ = error
+        self.fail(lost)
+        return lost
+
+    # --- calls ---
+
+    async def open(self, body: dict[str, Any], *, urgent: bool = False) -> Call:
+        """Begin a call, waiting while there are too many; an urgent one never waits.
+
+        Raises:
+            ValueError: the request is too long.
+            SandboxLostError: the connection has ended.
+        """
+        protocol.encode_request(1, body)  # before anything is taken: it may be refused
+        if not urgent:
+            await self._free.acquire()
+            if self._failure is not None:
+                self._free.release()  # for the next one who waits, to learn of it as well
+        self.check()
+        number = self._last = self._last + 1
+        if not urgent:
+            self._ordinary.add(number)
+        call = self._calls[number] = Call(self, number)
+        for frame in protocol.encode_request(number, body):
+            self.put(frame)
+        return call
+
+    def give_up(self, call: Call) -> None:
+        """Cancel a call unless it has ended; its number stays taken until the guest agrees."""
+        if not call.ended and self._failure is None:
+            self._drop_grants(call.number)
+            self.put(protocol.encode(protocol.CANCEL, call.number))
+
+    # --- sending ---
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough waits to be sent."""
+        return self._out_size >= _OUT_HIGH and self._failure is None
+
+    def put(self, frame: bytes) -> None:
+        """Have a frame sent, after those before it."""
+        if self._failure is None:
+            self._out.append(frame)
+            self._out_size += len(frame)
+            self._news.tell()
+
+    def grant(self, number: int, channel: int, amount: int) -> None:
+        """Have a credit sent; several for one channel become one."""
+        key = (number, channel)
+        self._grants[key] = self._grants.get(key, 0) + amount
+        self._news.tell()
+
+    async def _write(self) -> None:
+        try:
+            while self._failure is None:
+                batch = self._next_batch()
+                if batch:
+                    await self._stream.send(batch)
+                    self.room.tell()
+                else:
+                    await self._news.wait()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            self.fail(SandboxLostError("The sandbox's guest does not listen any more"))
+
+    def _next_batch(self) -> bytes:
+        parts = [
+            protocol.encode_credit(number, amount, channel)
+            for (number, channel), amount in self._grants.items()
+        ]
+        self._grants.clear()
+        size = 0
+        while self._out and size < _OUT_HIGH:
+            frame = self._out.popleft()
+            size += len(frame)
+            parts.append(frame)
+        self._out_size -= size
+        return b"".join(parts)
+
+    # --- receiving ---
+
+    async def _read(self) -> None:
+        try:
+            while self._failure is None:
+                for frame in self._decoder.feed(await self._stream.receive(_RECEIVE)):
+                    self._on_frame(frame)
+        except protocol.FrameError as error:
+            self.broken(error)
+        except anyio.EndOfStream:
+            self.fail(SandboxLostError("The sandbox's guest has ended"))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            self.fail(SandboxLostError("The connection to the sandbox's guest broke"))
+
+    def _on_frame(self, frame: protocol.Frame) -> None:
+        kind, channel, number, payload = frame
+        if kind == protocol.HELLO:
+            if self.greeting is not None:
+                raise protocol.FrameError("a second greeting")
+            self.greeting = protocol.load_body(payload)
+            self._news.tell()
+            return
+        if self.greeting is None:
+            raise protocol.FrameError("no greeting")
+        if kind in (protocol.REQUEST, protocol.CANCEL):
+            raise protocol.FrameError(f"a frame of kind {kind} from a guest")
+        call = self._calls.get(number)
+        if call is None:
+            raise protocol.FrameError("a frame for a call that is not open")
+        call.on_frame(kind, channel, payload)
+        if call.ended:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        del self._calls[number]
+        self._drop_grants(number)
+        if number in self._ordinary:
+            self._ordinary.discard(number)
+            self._free.release()
+
+    def _drop_grants(self, number: int) -> None:
+        for channel in range(protocol.MAX_CHANNEL + 1):
+            self._grants.pop((number, channel), None)
+
+    @override
+    def __repr__(self) -> str:
+        return f"<Connection with {len(self._calls)} calls>"

@@ -1,0 +1,565 @@
+"""The host's end of a guest: files and programs of one sandbox, over one stream.
+
+What is inside is hostile. Nothing it says becomes a path, an import or a class here: errors go
+through a closed table, texts are cut and quoted, figures are checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
+from typing_extensions import override
+
+from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
+from ms_enclave.channel.process import Exit, Process, SpawnRequest
+from ms_enclave.errors import ConfigError, SandboxLostError
+from ms_enclave.guest import protocol
+from ms_enclave.model import FileInfo, SearchMatch
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import AsyncGenerator, AsyncIterable, Generator
+    from contextlib import AbstractContextManager
+
+    from anyio.abc import ByteStream
+
+    from ms_enclave.model.limits import ResolvedLimits
+
+__all__ = ["GuestConnection", "ProtocolError"]
+
+CONNECT_SECONDS = 10.0
+
+_SHOWN = 4096
+_KINDS = ("file", "directory", "symlink", "other")
+_INT64 = 1 << 63
+
+_ERRNOS = frozenset(
+    {
+        errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EEXIST, errno.EFBIG,
+        errno.EINVAL, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.EMLINK,
+        errno.ENAMETOOLONG, errno.ENFILE, errno.ENODEV, errno.ENOENT, errno.ENOMEM, errno.ENOSPC,
+        errno.ENOSYS, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO, errno.EOVERFLOW, errno.EPERM,
+        errno.EROFS, errno.ETXTBSY, errno.EXDEV,
+    }
+)  # fmt: skip
+"""What a file operation may fail with; anything else is an input/output error. A guest must not
+choose freely: `OSError` makes time-outs and lost connections out of some numbers."""
+
+
+class GuestConnection:
+    """A connected guest. It takes the stream over; `aclose` ends both.
+
+    Methods raise what the same call would inside: `FileNotFoundError`, `IsADirectoryError`,
+    `NotADirectoryError`, `PermissionError`, `FileExistsError` or another `OSError`; `ConfigError`
+    for what no guest can do; `SandboxLostError` when the guest ends or the connection does, and
+    its subclass `ProtocolError` when it sends what it must not. A guest may take its time or be
+    silent for ever: every call can be cancelled, also by a time-out, and is then given up on both
+    sides. Calls run at the same time; none holds up another.
+
+    Args:
+        stream: connected to `guest.server.serve`.
+        working_dir: where relative paths start; where the guest was started, if None.
+    """
+
+    def __init__(self, stream: ByteStream, *, working_dir: str | None = None) -> None:
+        self._connection = Connection(stream)
+        self._working_dir = working_dir
+
+    async def connect(self, timeout: float = CONNECT_SECONDS) -> None:
+        """Greet the guest, once.
+
+        Args:
+            timeout: seconds that it may take to answer.
+        """
+        hello = {"version": protocol.VERSION, "folder": self._working_dir}
+        try:
+            with anyio.move_on_after(timeout) as scope:
+                greeting = await self._connection.start(hello)
+                _check_version(greeting)
+        except BaseException:
+            await self.aclose()
+            raise
+        if scope.cancelled_caught:
+            await self.aclose()
+            raise SandboxLostError(f"The sandbox's guest did not answer within {timeout:g} s")
+
+    async def aclose(self) -> None:
+        """End the connection. The guest kills what it started and ends. May be called twice."""
+        await self._connection.aclose()
+
+    # --- files ---
+
+    async def read(
+        self, path: str, *, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a file as they come."""
+        with self._failures(path):
+            call = await self._open("read", path=path, offset=offset, limit=limit)
+            try:
+                while data := await call.receive():
+                    yield data
+                await call.result()
+            finally:
+                call.close()
+
+    async def write(
+        self,
+        path: str,
+        data: bytes | AsyncIterable[bytes],
+        *,
+        mode: int | None = None,
+        append: bool = False,
+        exclusive: bool = False,
+        parents: bool = True,
+    ) -> int:
+        """Write a file; returns the bytes written. Cancelled, it leaves what was written so far."""
+        flags = {"mode": mode, "append": append, "exclusive": exclusive, "parents": parents}
+        result = await self._upload("write", data, path, path=path, **flags)
+        with self._failures(path):
+            return _number(result, "written")
+
+    async def list(
+        self, path: str, depth: int = 1, limit: int = 100_000
+    ) -> builtins.list[FileInfo]:
+        """What is in a folder, `depth` levels down, sorted by path.
+
+        Where there are more entries than the limit, which ones come is left open. Bytes of a name
+        that are no UTF-8 show as U+FFFD.
+        """
+        entries: list[FileInfo] = []
+        with self._failures(path):
+            async for entry in self._pages("list", path, limit, depth=depth):
+                name, described = _pair(entry)
+                entries.append(_file_info(_joined(path, _relative(name)), described))
+        return sorted(entries, key=lambda entry: entry.path)
+
+    async def stat(self, path: str, follow: bool = True) -> FileInfo:
+        """What a path is."""
+        described = await self._ask("stat", path, path=path, follow=follow)
+        with self._failures(path):
+            return _file_info(path, described)
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is anything at a path, a link that leads nowhere included."""
+        return bool((await self._ask("exists", path, path=path)).get("exists"))
+
+    async def mkdir(self, path: str, parents: bool = True) -> None:
+        """Make a folder."""
+        await self._ask("mkdir", path, path=path, parents=parents)
+
+    async def move(self, source: str, target: str) -> None:
+        """Rename, also to another file system."""
+        await self._ask("move", source, source=source, target=target)
+
+    async def remove(self, path: str, recursive: bool = False) -> None:
+        """Remove a file, a link or a folder."""
+        await self._ask("remove", path, path=path, recursive=recursive)
+
+    async def search(
+        self, pattern: str, path: str, limit: int = 1000
+    ) -> builtins.list[SearchMatch]:
+        """Lines that match a regular expression, each cut at 1,000 characters.
+
+        The guest's own `re` decides what a pattern means, and takes as long as it takes.
+        """
+        matches: list[SearchMatch] = []
+        with self._failures(path):
+            pages = self._pages("search", path, limit, pattern=pattern)
+            matches.extend([_search_match(path, entry) async for entry in pages])
+        return matches
+
+    async def replace(self, path: str, old: str, new: str, count: int | None = None) -> int:
+        """Replace a string in a file of at most 64 MiB; returns how often."""
+        result = await self._ask("replace", path, path=path, old=old, new=new, count=count)
+        with self._failures(path):
+            return _number(result, "count")
+
+    async def put_archive(self, target_dir: str, chunks: AsyncIterable[bytes]) -> None:
+        """Unpack an uncompressed tar below a folder, which is made if needed.
+
+        Raises:
+            ConfigError: it is none, or a member would land outside. What came before is there.
+        """
+        await self._upload("put_archive", chunks, target_dir, path=target_dir)
+
+    async def get_archive(self, path: str) -> AsyncGenerator[bytes, None]:
+        """A folder's content as tar, named from the folder on; or one file."""
+        with self._failures(path):
+            call = await self._open("get_archive", path=path)
+            try:
+                while data := await call.receive():
+                    yield data
+                await call.result()
+            finally:
+                call.close()
+
+    # --- programs ---
+
+    async def spawn(self, request: SpawnRequest) -> Process:
+        """Start a program. Cancelled, it is killed.
+
+        Of the limits the guest sets those of processor time, file size and open files; the others
+        are the box's.
+        """
+        body = {
+            "argv": list(request.argv or request.args),
+            "code": request.code,
+            "cwd": request.cwd,
+            "env": dict(request.env),
+            "user": request.user,
+            "stdin": request.stdin,
+            "limits": _rlimits(request.limits),
+        }
+        _refuse_nul(request)
+        with self._failures(request.cwd):
+            call = await self._open("spawn", **body)
+            try:
+                process = _GuestProcess(self._connection, call, request.stdin)
+                await process.started()
+            except BaseException:
+                call.close()
+                raise
+            return process
+
+    # --- how ---
+
+    async def _open(self, operation: str, **body: Any) -> Call:
+        try:
+            return await self._connection.open({"op": operation, **body})
+        except protocol.FrameError:
+            limit = protocol.MAX_BODY >> 20
+            raise ConfigError(f"More than {limit} MiB: too long for one request") from None
+
+    async def _ask(self, operation: str, about: str, **body: Any) -> dict[str, Any]:
+        with self._failures(about):
+            call = await self._open(operation, **body)
+            try:
+                return await call.result()
+            finally:
+                call.close()
+
+    async def _upload(
+        self, operation: str, data: bytes | AsyncIterable[bytes], about: str, **body: Any
+    ) -> dict[str, Any]:
+        with self._failures(about):
+            call = await self._open(operation, **body)
+            try:
+                if isinstance(data, bytes):
+                    await call.send(data)
+                else:
+                    async for chunk in data:
+                        if not await call.send(bytes(chunk)):
+                            break  # it failed, and says why
+                call.send_end()
+                return await call.result()
+            finally:
+                call.close()
+
+    async def _pages(
+        self, operation: str, path: str, limit: int, **body: Any
+    ) -> AsyncGenerator[builtins.list[Any], None]:
+        """Entries of a result that comes in pages; never more than were asked for."""
+        with self._failures(path):
+            call = await self._open(operation, path=path, limit=limit, **body)
+            try:
+                while data := await call.receive_page():
+                    page = _load_page(data)
+                    limit -= len(page)
+                    if limit < 0:
+                        raise protocol.FrameError("more results than were asked for")
+                    for entry in page:
+                        yield entry
+                await call.result()
+            finally:
+                call.close()
+
+    def _failures(self, about: str) -> AbstractContextManager[None]:
+        return _failures(self._connection, about)
+
+
+# --- programs ---
+
+
+class _GuestProcess(Process):
+    """A program that the guest started."""
+
+    def __init__(self, connection: Connection, call: Call, stdin: bool) -> None:
+        self.pid = 0
+        self.stdin = _Input(self, call) if stdin else None
+        self.stdout = _Output(call, protocol.STDOUT)
+        self.stderr = _Output(call, protocol.STDERR)
+        self.stdin_closed = False
+        self._connection = connection
+        self._call = call
+        self._exit: Exit | None = None
+        self._started = False
+
+    async def started(self) -> None:
+        """Wait until it runs.
+
+        Raises:
+            CallFailed: it could not even be tried.
+        """
+        while not self._started:
+            self.take_events()
+            if self._started:
+                return
+            if self._call.ended:
+                await self._call.result()
+                raise protocol.FrameError("no program")
+            self._connection.check()
+            await self._call.news.wait()
+
+    def take_events(self) -> None:
+        """Take in what the guest has said about it."""
+        while self._call.events:
+            event = self._call.events.popleft()
+            with _failures(self._connection, ""):
+                self._take_event(event)
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        if "pid" in event:
+            self.pid = _number(event, "pid")
+            self._started = True
+        elif "exit" in event:
+            self._exit = _exit(event)
+        elif "stdin" in event:
+            self.stdin_closed = True
+        else:
+            raise protocol.FrameError("an event that is none")
+
+    @override
+    async def wait(self) -> Exit:
+        while True:
+            self.take_events()
+            if self._exit is not None:
+                return self._exit
+            self._connection.check()
+            if self._call.ended:
+                raise SandboxLostError("The sandbox's guest did not say how a program ended")
+            if self._call.closed:
+                raise anyio.ClosedResourceError
+            await self._call.news.wait()
+
+    @override
+    async def send_signal(self, signum: int) -> None:
+        await self._command("signal", signal=int(signum))
+
+    @override
+    async def kill(self) -> None:
+        await self._command("kill")
+
+    async def _command(self, operation: str, **body: Any) -> None:
+        if self._call.ended or self._call.closed:
+            return  # nothing of it is left, or it is nobody's any more
+        body = {"op": operation, "call": self._call.number, **body}
+        call = await self._connection.open(body, urgent=True)
+        try:
+            with _failures(self._connection, ""):
+                await call.result()
+        finally:
+            call.close()
+
+    @override
+    async def aclose(self) -> None:
+        if self._call.closed:
+            return
+        try:
+            self.take_events()
+            if self._exit is None and not self._call.ended and not self._connection.is_lost:
+                await self.kill()
+        except SandboxLostError:
+            pass  # then nothing of it is left to close
+        finally:
+            self._call.close()
+
+
+class _Output(ByteReceiveStream):
+    def __init__(self, call: Call, channel: int) -> None:
+        self._call = call
+        self._channel = channel
+
+    @override
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            data = await self._call.receive(self._channel, max_bytes)
+        except CallFailed:
+            raise anyio.EndOfStream from None
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    @override
+    async def aclose(self) -> None:
+        """The process closes its streams itself; what is not read waits for that."""
+
+
+class _Input(ByteSendStream):
+    def __init__(self, process: _GuestProcess, call: Call) -> None:
+        self._process = process
+        self._call = call
+        self._closed = False
+
+    @override
+    async def send(self, item: bytes) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        start = 0
+        while start < len(item):
+            if self._is_unread():
+                raise anyio.BrokenResourceError
+            start += await self._call.send_some(item, start, self._is_unread)
+
+    def _is_unread(self) -> bool:
+        self._process.take_events()
+        return self._process.stdin_closed or self._call.ended or self._call.closed
+
+    @override
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._call.send_end(protocol.STDIN)
+
+
+def _exit(event: dict[str, Any]) -> Exit:
+    code, number = _number(event, "exit"), event.get("signal")
+    peak = event.get("peak_memory")
+    if code > 255 or not (number is None or (isinstance(number, int) and 0 < number < 128)):
+        raise protocol.FrameError("an exit status that is none")
+    return Exit(
+        exit_code=code,
+        signal=number,
+        cpu_user=_seconds(event, "cpu_user"),
+        cpu_system=_seconds(event, "cpu_system"),
+        peak_memory=None if peak is None else _number(event, "peak_memory"),
+        source="rusage",
+    )
+
+
+def _rlimits(limits: ResolvedLimits | None) -> dict[str, int]:
+    if limits is None:
+        return {}
+    found = {"file_size": limits.file_size, "nofile": limits.nofile}
+    if limits.cpu_time is not None:
+        found["cpu"] = max(1, math.ceil(limits.cpu_time))
+    return found
+
+
+def _refuse_nul(request: SpawnRequest) -> None:
+    words = [*(request.argv or ()), *request.args, request.cwd, request.code or ""]
+    words += [*request.env, *request.env.values()]
+    if any("\0" in word for word in words):
+        raise ConfigError("A command, its folder and its environment cannot have NUL bytes")
+    if any("=" in name or not name for name in request.env):
+        raise ConfigError("The name of an environment variable cannot be empty or have a =")
+
+
+# --- what a guest says ---
+
+
+def _check_version(greeting: dict[str, Any]) -> None:
+    if greeting.get("version") != protocol.VERSION:
+        raise ProtocolError("The sandbox's guest speaks another version of the protocol")
+
+
+@contextmanager
+def _failures(connection: Connection, about: str) -> Generator[None]:
+    """Turn a failed call into the exception for it, with the caller's own path.
+
+    What a guest cannot have meant ends the connection: nothing else it says can be relied on.
+    """
+    try:
+        yield
+    except CallFailed as failed:
+        raise _exception(failed.body, about) from None
+    except protocol.FrameError as error:
+        raise connection.broken(error) from error
+
+
+def _exception(body: dict[str, Any], about: str) -> Exception:
+    refused = body.get("refused")
+    if refused is not None:
+        return ConfigError(f"The sandbox refused: {_clean(str(refused))[:1000]!s}")
+    number = body.get("errno")
+    if not isinstance(number, int) or number not in _ERRNOS:
+        number = errno.EIO
+    text = "not a plain file" if body.get("special") is True else os.strerror(number)
+    return OSError(number, text, about) if about else OSError(number, text)
+
+
+def _clean(text: str) -> str:
+    """Text of a guest's without what cannot be written down, and not endless."""
+    return text[:_SHOWN].encode("utf-8", "replace").decode("utf-8")
+
+
+def _number(body: dict[str, Any], name: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _INT64:
+        raise protocol.FrameError(f"a {name} that is no number")
+    return value
+
+
+def _seconds(body: dict[str, Any], name: str) -> float:
+    value = body.get(name)
+    if not isinstance(value, (int, float)) or not 0 <= value < 1e12:
+        raise protocol.FrameError(f"a {name} that is no time")
+    return float(value)
+
+
+def _pair(entry: list[Any]) -> tuple[Any, dict[str, Any]]:
+    if len(entry) != 2 or not isinstance(entry[1], dict):
+        raise protocol.FrameError("a list of files that is none")
+    return entry[0], cast("dict[str, Any]", entry[1])
+
+
+def _load_page(data: bytes) -> list[list[Any]]:
+    page = protocol.load(data)
+    if not isinstance(page, list):
+        raise protocol.FrameError("a page of results that is none")
+    entries = cast("list[Any]", page)
+    if not all(isinstance(entry, list) and entry for entry in entries):
+        raise protocol.FrameError("a page of results that is none")
+    return entries
+
+
+def _search_match(path: str, entry: list[Any]) -> SearchMatch:
+    if len(entry) != 3 or not isinstance(entry[1], int) or not isinstance(entry[2], str):
+        raise protocol.FrameError("a search result that is none")
+    found = _joined(path, _relative(entry[0])) if entry[0] else _clean(path)
+    line = min(max(entry[1], 1), _INT64 - 1)
+    return SearchMatch(path=found, line=line, text=_clean(entry[2]))
+
+
+def _relative(name: object) -> str:
+    """A path below a folder. Whoever joins it to a folder of their own must stay below that."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise protocol.FrameError("a file name that is none")
+    return _clean("/".join(parts))
+
+
+def _joined(folder: str, name: str) -> str:
+    folder = folder.rstrip("/") or "/" * folder.startswith("/")
+    if folder in ("", "."):
+        return name
+    return f"{folder}{'' if folder.endswith('/') else '/'}{name}"
+
+
+def _file_info(path: str, body: dict[str, Any]) -> FileInfo:
+    kind, modified = body.get("type"), body.get("modified")
+    if kind not in _KINDS or not isinstance(modified, (int, float)) or abs(modified) > 1e15:
+        raise protocol.FrameError("a file as none can be")
+    return FileInfo(
+        path=_clean(path),
+        name=_clean(os.path.basename(path.rstrip("/")) or path),
+        type=kind,
+        size=_number(body, "size"),
+        mode=_number(body, "mode") & 0o7777,
+        modified=float(modified),
+    )
