@@ -169,6 +169,7 @@ class _Portal:
         self.loop: asyncio.AbstractEventLoop = (
             asyncio.ProactorEventLoop() if sys.platform == "win32" else asyncio.SelectorEventLoop()
         )
+        self.loop.set_exception_handler(_report_stray_error)
         self.jobs: set[_Job[Any]] = set()
         self.closers: dict[object, tuple[Callable[[], Awaitable[object]], bool]] = {}
         self._stop = asyncio.Event()
@@ -239,6 +240,18 @@ class _Portal:
             _, late = await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT)
             if late:
                 logger.warning("%d resources were not closed in time", len(late))
+
+
+def _report_stray_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio does with an error that nobody awaits, but for one that is none.
+
+    A receive that is cancelled in the moment in which its data comes: the data stays in the socket
+    for the next receive, and anyio sets the result of a future that has ended.
+    """
+    if not (
+        isinstance(context.get("exception"), asyncio.InvalidStateError) and "handle" in context
+    ):
+        loop.default_exception_handler(context)
 
 
 class _State:

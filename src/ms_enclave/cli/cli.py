@@ -73,8 +73,9 @@ def main(arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="ms-enclave", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return _EXIT_BROKEN_PIPE  # as if the signal had come: whoever read us has seen enough
+    except SystemExit:
+        # What typer makes of a broken pipe. As if the signal had come: our reader has seen enough.
+        return _EXIT_BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the outermost boundary: a person reads what is said here
         return _explain(error)
     return status if isinstance(status, int) else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ms_enclave.tools.base import Tool
 
 __all__ = ["tools"]
 
@@ -38,8 +41,16 @@ def tools(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("Tool", "What it does", "Sandbox types", box=SIMPLE)
+    table = Table("Tool", "What it does", "Works in", box=SIMPLE)
     for tool in found:
-        types = ", ".join(map(str, tool.required_sandbox_types)) or "any"
-        table.add_row(tool.name, tool.description, types)
+        table.add_row(tool.name, tool.description, _where(tool))
     Console().print(table)
+
+
+def _where(tool: Tool) -> str:
+    """Which sandboxes can serve a tool."""
+    needs = tool.required_capabilities
+    if needs is None:
+        types = [str(getattr(name, "value", name)) for name in tool.required_sandbox_types]
+        return ", ".join(types) or "any sandbox"
+    return f"any sandbox with {', '.join(sorted(needs))}" if needs else "any sandbox"

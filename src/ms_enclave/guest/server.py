@@ -85,7 +85,9 @@ class _Server:
                 self.loop.poll()
                 self.loop.run_ready()
                 self._flush()
-        except (protocol.FrameError, ConnectionError) as error:
+        except ConnectionError:
+            pass  # the host hung up with something of ours still unread: the same as an end
+        except protocol.FrameError as error:
             # Nobody is there to be told: what is inside has no other way out, and wants none.
             self._say(f"the channel is broken: {error}")
 
