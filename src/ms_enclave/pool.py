@@ -165,6 +165,7 @@ class Pool(Generic[T]):
         """Destroy what is not lent; the next borrower has it made again."""
         self._dormant = True
         await self._discard_all()
+        self._go_on()
 
     async def close(self) -> None:
         """Destroy what is not lent, refuse borrowers; a loan given back later is destroyed."""
@@ -227,23 +228,22 @@ class Pool(Generic[T]):
         """Have a slot made ready again, in a task of the pool's own."""
 
         async def work() -> None:
-            with scope:
-                await self._renew(slot, member, usable=usable)
+            try:
+                with scope:
+                    await self._renew(slot, member, usable=usable)
+            finally:
+                self._tasks.discard(task)
+                if slot.mending is scope:
+                    slot.mending = None
+                self._go_on()
 
         scope = slot.mending = anyio.CancelScope()
         task = asyncio.ensure_future(work())
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._mended(slot, scope, done))
 
-    def _mended(self, slot: _Slot[T], scope: anyio.CancelScope, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if slot.mending is scope:
-            slot.mending = None
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("replacing a pool member failed", exc_info=task.exception())
-        empty = slot.member is None and slot.mending is None and slot in self._queue
-        if empty and not self._resting:
-            self._replace(slot)  # a rest that was broken off by a borrower
+    def _go_on(self) -> None:
+        if self._waiters and not self._closed:
+            self._wake_up()  # nobody waits for a pool at rest
         self._assign()
 
     async def _renew(self, slot: _Slot[T], member: T | None, *, usable: bool) -> None:

@@ -38,6 +38,8 @@ _BYTES_PER_INODE = 16384
 _FEWEST_INODES = 1024
 _HARD_STACK = 64 << 20
 _SOFT_STACK = 8 << 20
+_BEYOND_DISK = 1 << 20  # so that a full disk says that it is full
+_BEYOND_GROUP = 8
 _CPU_GRACE = 2  # s that the kernel's own limit is behind the one that the station watches
 
 _NAMES = {"sandbox": 1000, "nobody": 65534}
@@ -65,21 +67,27 @@ def station_fields(
         "cpu": limits.cpu,
         "cpu_time": limits.cpu_time,
         "preload": [],
-        "rlimits": rlimits(limits, memory_group="memory" in facts["controllers"]),
+        "rlimits": rlimits(limits, frozenset(facts["controllers"])),
     }
 
 
-def rlimits(limits: ResolvedLimits, *, memory_group: bool) -> dict[int, tuple[int, int]]:
+def rlimits(limits: ResolvedLimits, controllers: frozenset[str]) -> dict[int, tuple[int, int]]:
     """RLIMIT_* of a process, (soft, hard), by Linux number (asm-generic/resource.h).
+
+    Where a control group holds a limit, and can tell that it did, the rlimit stands behind it.
 
     RLIMIT_CORE is 1 and not 0: a pipe in core_pattern is not stopped by 0. There is never an
     RLIMIT_AS, which breaks node, go and java; without a memory group RLIMIT_DATA helps a little.
     """
+    largest = limits.file_size
+    if largest >= limits.disk:
+        largest = limits.disk + _BEYOND_DISK
+    processes = limits.pids + (_BEYOND_GROUP if "pids" in controllers else 0)
     found = {
-        1: (limits.file_size, limits.file_size),  # FSIZE
+        1: (largest, largest),  # FSIZE
         3: (_SOFT_STACK, _HARD_STACK),
         4: (1, 1),  # CORE
-        6: (limits.pids, limits.pids),  # NPROC
+        6: (processes, processes),  # NPROC
         7: (limits.nofile, limits.nofile),
         8: (65536, 65536),  # MEMLOCK
         11: (1024, 1024),  # SIGPENDING
@@ -90,7 +98,7 @@ def rlimits(limits: ResolvedLimits, *, memory_group: bool) -> dict[int, tuple[in
     if limits.cpu_time is not None:
         seconds = int(limits.cpu_time) + _CPU_GRACE
         found[0] = (seconds, seconds + 1)
-    if limits.memory is not None and not memory_group:
+    if limits.memory is not None and "memory" not in controllers:
         found[2] = (limits.memory, limits.memory)  # DATA
     return found
 

@@ -279,6 +279,8 @@ class StationClient:
                     "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
                 )
             process.pid = answer["pid"]
+            if "refused" in answer:
+                process.refused(answer["refused"])
         except BaseException:
             self._processes.pop(process.number, None)
             with anyio.CancelScope(shield=True):
@@ -409,6 +411,10 @@ class StationProcess(Process):
         if not self._exit.done():
             self._exit.set_exception(SandboxLostError(text))
             self._exit.exception()
+
+    def refused(self, cause: str) -> None:
+        """What already runs in the sandbox leaves it no room: the program's doing, not ours."""
+        self._exit.set_result(Exit(exit_code=126, cause=cause))
 
     def ended(self, row: Mapping[str, Any]) -> None:
         """The station has reaped it."""

@@ -12,6 +12,7 @@ repeats. Events: `ready`, `exit`, `lost`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -72,6 +73,12 @@ class Process:
         self.peak = 0
         self.count = 0
         self.kill_requests: list[int] = []
+        self.last_words: dict | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is being killed with all that descends from it."""
+        return bool(self.kill_requests) or self.last_words is not None
 
 
 class Station:
@@ -128,7 +135,7 @@ class Station:
 
     def patience(self) -> float | None:
         """Milliseconds until something has to be looked at again; None for never."""
-        if self.leftovers or any(process.kill_requests for process in self.processes.values()):
+        if self.leftovers or any(process.ending for process in self.processes.values()):
             return _TICK * 1000
         if any(self.is_watched(process) for process in self.processes.values()):
             return _WATCH * 1000
@@ -288,8 +295,10 @@ class Station:
             user = tuple(request["user"]) if self.plan["root_mode"] else (0, 0)
             limits = {int(kind): tuple(pair) for kind, pair in request["rlimits"].items()}
             pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group.admit, limits)
-        except BaseException:
+        except BaseException as error:
             self.let_go(group)
+            if getattr(error, "errno", None) == errno.EAGAIN:
+                return {"ok": {"pid": 0, "refused": "process_limit"}}
             if not survey.is_alive(box.slot.init):
                 return {"lost": "the sandbox's init has ended"}
             raise
@@ -368,11 +377,17 @@ class Station:
         total = usage.ru_utime + usage.ru_stime
         scale = figures.cpu / total if counted and total > 0 else 1.0
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
-        self.send({
+        row = {
             "event": "exit", "process": process.number, "status": status, "cause": cause,
             "cpu_user": usage.ru_utime * scale, "cpu_system": usage.ru_stime * scale,
             "peak_memory": peak, "processes": process.count or None, "source": self.groups.source,
-        })  # fmt: skip
+        }  # fmt: skip
+        if cause is not None:
+            # It ran into a limit: what it left behind holds what the next one needs.
+            self.kill_run(process, cause)
+            process.last_words = row
+            return
+        self.send(row)
         if not process.kill_requests:
             self.forget(process)
 
@@ -384,7 +399,9 @@ class Station:
     def look_after(self) -> None:
         now = time.monotonic()
         for process in list(self.processes.values()):
-            if process.kill_requests and self.gone(process):
+            if process.ending and self.gone(process):
+                if process.last_words is not None:
+                    self.send(process.last_words)
                 for number in process.kill_requests:
                     self.send({"q": number, "ok": {}})
                 self.forget(process)

@@ -57,6 +57,7 @@ class Zygotes:
         self.preparing: dict[str, _Preparation] = {}
         self.asked: set[str] = set()
         self.parking: socket.socket | None = None
+        self.service = station.groups.group("carriers")
         self.traced_filter = bytes.fromhex(self.plan["filter"])
         self.plain_filter = bytes.fromhex(self.plan["init_filter"])
 
@@ -189,7 +190,9 @@ class Zygotes:
         shadow = carrier.Carrier(
             preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
         )
-        return carrier.Carrier(shadow.copy(), state, self.bare.page, self.bare.thread_id)
+        copy = shadow.copy()
+        self.service.admit(copy)  # what it shares with its copies is nobody's run
+        return carrier.Carrier(copy, state, self.bare.page, self.bare.thread_id)
 
     def _drop(self, place, group) -> None:
         self.station.discard(place)

@@ -1,8 +1,9 @@
 # ruff: noqa: E402 - what is to be rewritten must be named before it is imported
 """The contract suites: every promise of a sandbox, a tool and a manager, once, for any of them.
 
-They are plain pytest classes; pytest and nothing else of the development tools is needed. Somebody
-who writes a backend subclasses a suite in a test file and says how to make one:
+They are plain pytest classes, to be run with anyio's plug-in (`anyio_mode = "auto"` and a fixture
+`anyio_backend` that returns "asyncio"). Somebody who writes a backend subclasses a suite in a test
+file and says how to make one:
 
     class TestMyBox(SandboxContract, SandboxLifeContract):
         sandbox_type = "my_box"
@@ -16,7 +17,8 @@ from __future__ import annotations
 import pytest
 
 # Else a failing assert of a suite would not say what the values were.
-pytest.register_assert_rewrite("ms_enclave.testing")
+for _name in ("_bounds", "_code", "_commands", "_files", "_life", "_manager", "_suite", "_tool"):
+    pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
 from ms_enclave.testing._bounds import SandboxBoundsContract
 from ms_enclave.testing._code import CodeContract

@@ -91,13 +91,13 @@ class CodeContract(SandboxSuite):
         assert (await python.run_code("input()")).exit_code == 1
 
     async def test_it_has_its_folder_and_environment(self, python: Sandbox) -> None:
-        await python.files.mkdir("here")
+        await python.files.mkdir("its-folder")
         result = await python.run_code(
             "import os; print(os.path.basename(os.getcwd()), os.environ['A'])",
-            cwd="here",
+            cwd="its-folder",
             env={"A": "é"},
         )
-        assert result.stdout == "here é\n"
+        assert result.stdout == "its-folder é\n"
 
     async def test_it_finds_modules_in_its_folder(self, python: Sandbox) -> None:
         await python.files.write("beside_it.py", "VALUE = 7")

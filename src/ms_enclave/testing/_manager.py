@@ -49,9 +49,10 @@ class SandboxManagerContract:
     config: ClassVar[Mapping[str, Any]] = {}
     """What every sandbox is configured with."""
 
-    def make(self, **options: Any) -> SandboxManager:
+    @classmethod
+    def make(cls, **options: Any) -> SandboxManager:
         """A manager that has not started; override it for one that the factory cannot make."""
-        return SandboxManagerFactory.create_manager(self.manager_type, **options)
+        return SandboxManagerFactory.create_manager(cls.manager_type, **options)
 
     def opened(
         self, manager: SandboxManager, **config: Any
@@ -64,15 +65,11 @@ class SandboxManagerContract:
         return await manager.create_sandbox(self.sandbox_type, {**self.config, **config})
 
     @pytest.fixture(scope="class")
-    def anyio_backend(self) -> str:
-        """The event loop of the tests; ours runs on asyncio whatever the caller's is."""
-        return "asyncio"
-
-    @pytest.fixture(scope="class")
-    def shared(self) -> Iterator[SandboxManager]:
+    @classmethod
+    def shared(cls) -> Iterator[SandboxManager]:
         """One running manager for all tests of the class that leave it as it was."""
         stack = AsyncExitStack()
-        manager = call(stack.enter_async_context, self.make())
+        manager = call(stack.enter_async_context, cls.make())
         try:
             yield manager
         finally:

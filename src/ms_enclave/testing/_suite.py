@@ -37,24 +37,22 @@ class SandboxSuite:
     bounded: ClassVar[frozenset[str]] = frozenset({"memory", "disk", "pids", "cpu"})
     """Which resources this machine can bound for the backend."""
 
-    def create(self, **config: Any) -> Sandbox:
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
         """A sandbox that has not started. Suites over a running one use `opened`."""
-        return SandboxFactory.create_sandbox(self.sandbox_type, {**self.config, **config})
+        return SandboxFactory.create_sandbox(cls.sandbox_type, {**cls.config, **config})
 
-    def opened(self, **config: Any) -> AbstractAsyncContextManager[Sandbox]:
+    @classmethod
+    def opened(cls, **config: Any) -> AbstractAsyncContextManager[Sandbox]:
         """A running sandbox that ends with the block; override it for another kind of handle."""
-        return self.create(**config)
+        return cls.create(**config)
 
     @pytest.fixture(scope="class")
-    def anyio_backend(self) -> str:
-        """The event loop of the tests; ours runs on asyncio whatever the caller's is."""
-        return "asyncio"
-
-    @pytest.fixture(scope="class")
-    def box(self) -> Iterator[Sandbox]:
+    @classmethod
+    def box(cls) -> Iterator[Sandbox]:
         """One running sandbox for all tests of the class that do it no harm."""
         stack = AsyncExitStack()
-        opened = call(stack.enter_async_context, self.opened())
+        opened = call(stack.enter_async_context, cls.opened())
         try:
             yield opened
         finally:

@@ -58,10 +58,11 @@ class ToolContract(SandboxSuite):
         return ToolFactory.create_tool(self.tool_name)
 
     @pytest.fixture(scope="class")
-    def box(self) -> Iterator[Sandbox]:
+    @classmethod
+    def box(cls) -> Iterator[Sandbox]:
         """A running sandbox that has the tool."""
         stack = AsyncExitStack()
-        opened = call(stack.enter_async_context, self.opened(tools_config=[self.tool_name]))
+        opened = call(stack.enter_async_context, cls.opened(tools_config=[cls.tool_name]))
         try:
             yield opened
         finally:
