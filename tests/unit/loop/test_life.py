@@ -35,7 +35,7 @@ async def nothing():
 def run_program(text: str) -> str:
     """Run it in a Python of its own; return what it printed, warnings of the loop's included."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c",
+        [sys.executable, "-W", "always::ResourceWarning", "-W", "ignore::DeprecationWarning", "-c",
          PRELUDE + textwrap.dedent(text)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

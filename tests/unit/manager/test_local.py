@@ -274,7 +274,9 @@ async def test_a_stand_in_in_the_table_is_used_like_a_sandbox() -> None:
             self.calls: list[tuple[str, Any]] = []
 
         async def execute_tool(self, tool: str, parameters: dict[str, Any]) -> ToolResult:
-            await asyncio.wait_for(home.create_future(), 0.001) if False else None
+            step = home.create_future()  # it lives on the loop of the test
+            home.call_soon(step.set_result, None)
+            await step
             self.calls.append((tool, parameters))
             return ToolResult(tool_name=tool, status="success", output="stood in")
 
@@ -413,6 +415,9 @@ async def test_a_pool_keeps_its_ids_while_sandboxes_are_replaced(
         assert manager._sandbox_pool == [ids[1]]
     async with manager._pool_condition:
         assert manager._sandbox_pool == [ids[1], ids[0]]
+    with anyio.fail_after(5):
+        while script.opened < 3:  # the first one's successor is ready
+            await anyio.sleep(0.001)
     async with manager.borrow() as second:
         assert second.id == ids[1]
     async with manager.borrow() as third:

@@ -293,7 +293,7 @@ ACTIONS = st.lists(
 
 
 @given(size=st.integers(1, 4), resets=st.booleans(), actions=ACTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_whatever_happens_all_waiters_are_served_and_nothing_is_left(
     size: int, resets: bool, actions: list[str]
 ) -> None:
