@@ -1,0 +1,12 @@
+"""Another spelling of names that live elsewhere.
+
+Written by scripts/generate_sandbox_tree.py: change that, not this.
+"""
+
+from __future__ import annotations
+
+from ms_enclave.boxes import Sandbox as Sandbox
+from ms_enclave.boxes import SandboxFactory as SandboxFactory
+from ms_enclave.boxes import register_sandbox as register_sandbox
+
+__all__ = ["Sandbox", "SandboxFactory", "register_sandbox"]

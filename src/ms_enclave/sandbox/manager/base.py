@@ -1,0 +1,12 @@
+"""Another spelling of names that live elsewhere.
+
+Written by scripts/generate_sandbox_tree.py: change that, not this.
+"""
+
+from __future__ import annotations
+
+from ms_enclave.manager import SandboxManager as SandboxManager
+from ms_enclave.manager import SandboxManagerFactory as SandboxManagerFactory
+from ms_enclave.manager import register_manager as register_manager
+
+__all__ = ["SandboxManager", "SandboxManagerFactory", "register_manager"]

@@ -1,0 +1,8 @@
+"""Another spelling of names that live elsewhere.
+
+Written by scripts/generate_sandbox_tree.py: change that, not this.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
