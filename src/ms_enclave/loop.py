@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
 
+from ms_enclave.errors import SandboxLostError
+
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
@@ -151,7 +153,7 @@ class _Job(Generic[T]):
         error, self._error = self._error, None
         if isinstance(error, asyncio.CancelledError):
             # The caller was not cancelled, so it must not look as if it had been.
-            error = RuntimeError("the call was cancelled on ms-enclave's own loop (shutdown)")
+            error = SandboxLostError("the call was ended from inside: ms-enclave has shut down")
         if error is not None:
             try:
                 raise error
@@ -311,7 +313,8 @@ def on_loop_thread() -> bool:
 async def run(fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``await fn(*args, **kwargs)`` on the private loop, from a coroutine on any loop.
 
-    Raises what ``fn`` raises. Runs inline on the loop's own thread.
+    Raises what ``fn`` raises, SandboxLostError where a shutdown ends it. Runs inline on the loop's
+    own thread.
     """
     if _here.portal is not None:
         return await fn(*args, **kwargs)

@@ -195,7 +195,7 @@ class SandboxManager(ABC):
             SandboxStateError: the sandbox is not running.
         """
         sandbox = await self._require_sandbox(sandbox_id)
-        return await sandbox.execute_tool(tool_name, dict(parameters or {}))
+        return await sandbox.execute_tool(tool_name, {} if parameters is None else parameters)
 
     async def get_sandbox_tools(self, sandbox_id: str) -> dict[str, Any]:
         """The tools of a sandbox: name to schema, in OpenAI's function-calling shape.
@@ -274,7 +274,7 @@ class SandboxManager(ABC):
             As `borrow`, and ToolNotFoundError.
         """
         async with self.borrow(timeout=timeout) as sandbox:
-            return await sandbox.execute_tool(tool_name, dict(parameters or {}))
+            return await sandbox.execute_tool(tool_name, {} if parameters is None else parameters)
 
 
 _registry: Registry[SandboxManager] = Registry(
@@ -342,6 +342,8 @@ def coerce_manager_config(
         ConfigError: a field is unknown or has a value it cannot have.
     """
     if isinstance(config, SandboxManagerConfig):
+        if not fields:
+            return config
         given = {name: getattr(config, name) for name in config.model_fields_set}
     else:
         given = dict(config or {})
