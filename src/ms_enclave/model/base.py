@@ -18,7 +18,12 @@ class StrictModel(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, allow_inf_nan=False, hide_input_in_errors=True
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        # Built on first use, here and in all our models: a start pays for what it uses only.
+        defer_build=True,
     )
 
     what: ClassVar[str] = "config"

@@ -10,7 +10,7 @@ __all__ = ["Diagnosis", "Problem"]
 class Problem(BaseModel):
     """Something that this machine lacks, and what exactly would give it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     what: str
     """What is missing and what for."""
@@ -23,7 +23,7 @@ class Problem(BaseModel):
 class Diagnosis(BaseModel):
     """Whether a type of sandbox works here, how strong it is and what would make it better."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     sandbox_type: str
     works: bool

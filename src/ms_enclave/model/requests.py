@@ -17,7 +17,7 @@ __all__ = [
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     sandbox_id: str | None = None
     timeout: float | None = Field(default=None, gt=0)

@@ -53,7 +53,7 @@ def _verdict_of(status: Any) -> Verdict | None:
         return None
 
 
-class Usage(BaseModel):
+class Usage(BaseModel, defer_build=True):
     """What an execution used."""
 
     wall: float = 0.0
@@ -70,7 +70,7 @@ class Usage(BaseModel):
     """Where the figures come from: `cgroup-v2`, `cgroup-v1`, `rusage`, …"""
 
 
-class IsolationReport(BaseModel):
+class IsolationReport(BaseModel, defer_build=True):
     """What stands between the sandbox and the host."""
 
     tier: str
@@ -82,7 +82,7 @@ class IsolationReport(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict[str, str])
 
 
-class _Outcome(BaseModel):
+class _Outcome(BaseModel, defer_build=True):
     """How an execution ended. Only `status` decides whether it was a success."""
 
     status: ExecutionStatus
@@ -151,7 +151,7 @@ class ToolResult(ExecutionResult):
     stderr: str = ""
 
 
-class FileInfo(BaseModel):
+class FileInfo(BaseModel, defer_build=True):
     """One file, folder or other thing in a sandbox."""
 
     path: str
@@ -165,7 +165,7 @@ class FileInfo(BaseModel):
     """Seconds since the epoch."""
 
 
-class SearchMatch(BaseModel):
+class SearchMatch(BaseModel, defer_build=True):
     """One line of a file that a search found."""
 
     path: str
@@ -174,7 +174,7 @@ class SearchMatch(BaseModel):
     text: str
 
 
-class SandboxInfo(BaseModel):
+class SandboxInfo(BaseModel, defer_build=True):
     """A sandbox as its manager describes it."""
 
     id: str
@@ -187,7 +187,7 @@ class SandboxInfo(BaseModel):
     available_tools: list[str] = Field(default_factory=list[str])
 
 
-class HealthCheckResult(BaseModel):
+class HealthCheckResult(BaseModel, defer_build=True):
     """How a server is."""
 
     healthy: bool

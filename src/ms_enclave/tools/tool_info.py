@@ -25,7 +25,7 @@ ToolParam = JSONSchema
 class ToolParams(BaseModel):
     """The parameters of a tool: a JSON schema of type `object`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     type: Literal["object"] = "object"
     properties: dict[str, ToolParam] = Field(default_factory=dict)
@@ -37,7 +37,7 @@ class ToolParams(BaseModel):
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=False)
 
 
-class ToolInfo(BaseModel):
+class ToolInfo(BaseModel, defer_build=True):
     """A function as a model sees it."""
 
     name: str

@@ -36,7 +36,7 @@ JSONType = Literal["string", "integer", "number", "boolean", "array", "object", 
 class JSONSchema(BaseModel):
     """A JSON schema. Keywords that have no field of their own are kept as they are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
     type: JSONType | list[JSONType] | None = None
     format: str | None = None
