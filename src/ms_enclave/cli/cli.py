@@ -28,6 +28,7 @@ app = typer.Typer(
     name="ms-enclave",
     add_completion=False,
     rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

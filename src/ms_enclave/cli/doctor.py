@@ -46,14 +46,21 @@ def doctor(
 async def _diagnose(names: Sequence[str]) -> list[Diagnosis]:
     from ms_enclave.boxes.factory import SandboxFactory
 
-    classes = [SandboxFactory.get_class(name) for name in names or _known_types()]
-    return [await sandbox_class.diagnose() for sandbox_class in classes]
+    return [await _look(name) for name in names or sorted(SandboxFactory.get_available_types())]
 
 
-def _known_types() -> list[str]:
+async def _look(name: str) -> Diagnosis:
     from ms_enclave.boxes.factory import SandboxFactory
+    from ms_enclave.errors import UnknownTypeError
+    from ms_enclave.model.diagnosis import Diagnosis, Problem
 
-    return sorted(SandboxFactory.get_available_types())
+    try:
+        return await SandboxFactory.get_class(name).diagnose()
+    except UnknownTypeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - one type that is broken must not hide the others
+        problem = Problem(what=f"{type(error).__name__}: {error}", remedy="report it to its makers")
+        return Diagnosis(sandbox_type=name, works=False, problems=[problem])
 
 
 def _show(console: Console, found: Sequence[Diagnosis]) -> None:
