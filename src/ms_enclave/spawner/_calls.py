@@ -194,9 +194,7 @@ def move_mount(tree: int, target: str) -> None:
     call("move_mount", tree, b"", _AT_FDCWD, os.fsencode(target), 4)  # F_EMPTY_PATH
 
 
-def make_filesystem(
-    kind: str, options: dict[str, str | int | None], attributes: int
-) -> int:
+def make_filesystem(kind: str, options: dict[str, str | int | None], attributes: int) -> int:
     """A new file system that is mounted nowhere; returns the descriptor of its detached mount.
 
     An option's value is text, a descriptor (int) or None for a flag. A key may carry a `#n` that

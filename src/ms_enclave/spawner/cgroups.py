@@ -318,9 +318,7 @@ class Group:
         return self.station.controllers.get(controller)
 
     def _open(self, hierarchy: Hierarchy, file: str, flags: int) -> int:
-        return os.open(
-            f"{self.name}/{file}", flags | os.O_CLOEXEC, dir_fd=hierarchy.descriptor
-        )
+        return os.open(f"{self.name}/{file}", flags | os.O_CLOEXEC, dir_fd=hierarchy.descriptor)
 
     def _write(self, hierarchy: Hierarchy, file: str, text: str) -> None:
         opened = self._open(hierarchy, file, os.O_WRONLY)

@@ -65,7 +65,10 @@ def _start(plan: dict, control: int, first: int | None):
     plan["root_mode"] = first is not None
     plan["first_id"] = first
     if first is None:  # the sandbox's user is the caller: what is writable needs no mapping
-        plan["binds"] += plan["volumes"]
+        for number, volume in enumerate(plan["volumes"]):
+            shown = f"{root.WRITABLE}/{number}"
+            plan["binds"].append({**volume, "target": shown})
+            plan["late"].append({"source": shown, "target": volume["target"]})
     name = f"{cgroups.PREFIX}{plan['instance']}"
     groups = []
     if plan["groups"]:
@@ -139,7 +142,9 @@ def _mapped_tree(source: str, user: int, first: int | None) -> int:
         raise OSError(errno.EINVAL, "not a user of this station")
     owner = os.stat(source)
     if owner.st_uid == 0 or owner.st_gid == 0:
-        raise OSError(errno.EPERM, f"{source} belongs to root, and nothing in a sandbox may be root")
+        raise OSError(
+            errno.EPERM, f"{source} belongs to root, and nothing in a sandbox may be root"
+        )
     read, write = os.pipe()
     pid = calls.clone(calls.CLONE_NEWUSER)
     if pid == 0:

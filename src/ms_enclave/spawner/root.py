@@ -12,11 +12,13 @@ import stat
 
 from . import _calls as calls
 
-__all__ = ["CODE", "EMPTY", "GUEST", "IMAGE", "build", "guest_folder", "open_trees"]
+__all__ = ["CODE", "EMPTY", "GUEST", "IMAGE", "WRITABLE", "build", "guest_folder", "open_trees"]
 
 CODE = "/run/enclave/code"
 """Where the station sees our own package, until it has loaded what it needs."""
 GUEST = "/run/enclave/guest"
+WRITABLE = "/run/enclave/writable"
+"""Where the writable folders of the host are until a slot shows them in their place."""
 IMAGE = "/run/enclave/image"
 """Where the station keeps a root file system that sandboxes get instead of its own."""
 _IMAGE_BASE = "/run/enclave/image-base"

@@ -68,9 +68,7 @@ def make_slot(
     try:
         pid = calls.clone(calls.EVERY_NAMESPACE)
         if pid == 0:
-            _become_init(
-                root_mode, hostname, init_filter, keep, masks, image, go_read, ready_write
-            )
+            _become_init(root_mode, hostname, init_filter, keep, masks, image, go_read, ready_write)
         os.close(ready_write)
         ready_write = -1
         _write_map(pid, number, root_mode)
@@ -120,8 +118,10 @@ def _become_init(root_mode, hostname, init_filter, keep, masks, image, go, ready
         os.close(3)
         _reap_for_ever()
     except OSError as error:
-        os.write(3 if step in ("give up capabilities", "seccomp") else ready,
-                 f"{step}|{error.errno}".encode())
+        os.write(
+            3 if step in ("give up capabilities", "seccomp") else ready,
+            f"{step}|{error.errno}".encode(),
+        )
     finally:
         os._exit(125)
 
@@ -145,7 +145,9 @@ def _set_up(root_mode: bool, hostname: str, keep, masks, image: str, go: int):
     yield "cover parts of /proc"
     _cover_proc(f"{image}/proc", masks)
     yield "mount /dev/shm"
-    calls.mount("tmpfs", f"{image}/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY)
+    calls.mount(
+        "tmpfs", f"{image}/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY
+    )
     yield "mount /dev/pts"
     calls.mount(
         "devpts", f"{image}/dev/pts", "devpts", calls.MS_NOSUID | calls.MS_NOEXEC,
@@ -257,7 +259,7 @@ def furnish(
     """
     base = slot.first_id or 0
     inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
-    trees = list(volumes)
+    trees: list[tuple[int, str]] = []
     store = -1
     try:
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
@@ -273,13 +275,14 @@ def furnish(
                 layered = False  # an older kernel: bounded all the same, but nothing to stack on
                 tree = _folder(store, size, inodes, mode, owner)
             trees.append((tree, target))
+        trees += volumes
         _attach(slot, own_mounts, trees)
     except BaseException:
         if store >= 0:
             os.close(store)
         raise
     finally:
-        for tree, _ in trees:
+        for tree, _ in {*trees, *volumes}:
             os.close(tree)
     return Store(store, layered)
 
@@ -320,6 +323,8 @@ def _attach(slot: Slot, own_mounts: int, trees: list[tuple[int, str]]) -> None:
         calls.setns(inside, calls.CLONE_NEWNS)
         try:
             for tree, target in trees:
+                if not os.path.exists(target):
+                    os.makedirs(target, 0o755)
                 calls.move_mount(tree, target)
         finally:
             calls.setns(own_mounts, calls.CLONE_NEWNS)

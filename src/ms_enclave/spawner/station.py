@@ -204,13 +204,14 @@ class Station:
         return {"ok": {"init": place.init, "layered": store.layered, "user": host_user}}
 
     def volumes(self, place: slot.Slot, user: tuple[int, int]) -> list[tuple[int, str]]:
-        """Writable folders of the host for one slot, mapped to its user by the launcher.
+        """Folders of the host that go into one slot: those below its own file systems, and the
+        writable ones, which the launcher maps to its user.
 
-        With a one-id map the user is who owns the station, and the root has them already.
+        With a one-id map the user is who owns the station, and what is writable is in the root.
         """
+        trees = [(calls.open_tree(row["source"]), row["target"]) for row in self.plan["late"]]
         if place.first_id is None:
-            return []
-        trees = []
+            return trees
         outside = self.plan["first_id"] + place.first_id + user[0]
         for index, volume in enumerate(self.plan["volumes"]):
             self.life.send(f"{index} {outside}".encode())
@@ -327,7 +328,9 @@ class Station:
         if cause is not None and process.cause is None:
             process.cause = cause
         if not process.group.kill():
-            survey.kill_descendants(process.box.slot, process.pid, process.before, self.others(process))
+            survey.kill_descendants(
+                process.box.slot, process.pid, process.before, self.others(process)
+            )
 
     def others(self, process: Process) -> set[int]:
         """Main processes in the same sandbox that are not this one's business."""
@@ -410,9 +413,10 @@ class Station:
         self.leftovers = [
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]
-        if len(self.spare) < self.plan["spare_slots"] and not select.select(
-            [self.control], [], [], 0
-        )[0]:
+        if (
+            len(self.spare) < self.plan["spare_slots"]
+            and not select.select([self.control], [], [], 0)[0]
+        ):
             self.spare.append(self.make_slot())
 
     def is_watched(self, process: Process) -> bool:

@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 WALL = 0x40000000
-STOP_SECONDS = 0.5  # a process that does not stop within this is not going to (live-fork, section 6)
+STOP_SECONDS = (
+    0.5  # a process that does not stop within this is not going to (live-fork, section 6)
+)
 
 _OPTIONS = 0x100000 | 0x1 | 0x2 | 0x4 | 0x8 | 0x80  # EXITKILL SYSGOOD FORK VFORK CLONE SECCOMP
 _CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
@@ -92,7 +94,15 @@ class _Vector(ctypes.Structure):
 class State:
     """A stopped thread, as far as it is not memory: registers, vector state, signal mask, rseq."""
 
-    __slots__ = ("in_call", "mask", "registers", "rseq_length", "rseq_pointer", "rseq_signature", "vector")
+    __slots__ = (
+        "in_call",
+        "mask",
+        "registers",
+        "rseq_length",
+        "rseq_pointer",
+        "rseq_signature",
+        "vector",
+    )
 
     def __init__(self) -> None:
         self.registers = Registers()

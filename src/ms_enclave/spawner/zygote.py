@@ -141,8 +141,9 @@ class Zygotes:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         message = os.memfd_create("request")
         try:
-            slot.furnish(place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024,
-                         self.user(), []).close()
+            slot.furnish(
+                place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024, self.user(), []
+            ).close()
             os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
