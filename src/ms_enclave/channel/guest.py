@@ -523,8 +523,9 @@ def _load_page(data: bytes) -> list[list[Any]]:
     if not isinstance(page, list):
         raise protocol.FrameError("a page of results that is none")
     entries = cast("list[Any]", page)
-    if not all(isinstance(entry, list) and entry for entry in entries):
-        raise protocol.FrameError("a page of results that is none")
+    for entry in entries:
+        if not isinstance(entry, list) or not entry:
+            raise protocol.FrameError("a page of results that is none")
     return entries
 
 

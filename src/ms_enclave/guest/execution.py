@@ -9,6 +9,7 @@ it waited for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -26,6 +27,7 @@ __all__ = [
     "Child",
     "Program",
     "become_subreaper",
+    "children",
     "close_from",
     "descendants",
     "exit_code",
@@ -74,7 +76,7 @@ class Program:
 class Child:
     """A started program: its supervisor and our ends of its pipes, all non-blocking.
 
-    Owned by the operation that started it, which calls `close`. Nothing here waits.
+    Owned by the operation that started it, which closes them one by one. Nothing here waits.
     """
 
     def __init__(self, supervisor: int, report: int, stdin: int, stdout: int, stderr: int) -> None:
@@ -86,19 +88,20 @@ class Child:
         self.pid = 0
         self.exit: tuple[int, float, float, int] | None = None
         """Wait status, seconds of CPU in the program and in the kernel, peak memory in bytes."""
+        self.reported = False
+        """All that the supervisor has to say was read."""
         self.gone = False
         """The supervisor has ended, and so has everything below it."""
 
     def read_report(self) -> None:
         """Take what the supervisor has said so far."""
-        while self.report >= 0:
+        while self.report >= 0 and not self.reported:
             try:
                 record = os.read(self.report, _RECORD.size)
             except BlockingIOError:
                 return
             if len(record) < _RECORD.size:
-                self.close_one("report")
-                self.gone = True
+                self.reported = True
                 if self.exit is None:  # killed, like what it looked after
                     self.exit = (signal.SIGKILL, 0.0, 0.0, 0)
             elif self.pid == 0:
@@ -112,10 +115,6 @@ class Child:
         if descriptor >= 0:
             setattr(self, name, -1)
             os.close(descriptor)
-
-    def close(self) -> None:
-        for name in ("report", "stdin", "stdout", "stderr"):
-            self.close_one(name)
 
 
 def start(program: Program, stdin: bool) -> Child:
@@ -210,7 +209,9 @@ def _collect(pid: int, report: int) -> None:
             return
         if ended == pid:
             peak = usage.ru_maxrss * 1024
-            os.write(report, _RECORD.pack(status, peak, usage.ru_utime, usage.ru_stime))
+            # Whether anybody listens or not, what is left has to be collected.
+            with contextlib.suppress(OSError):
+                os.write(report, _RECORD.pack(status, peak, usage.ru_utime, usage.ru_stime))
 
 
 # --- in the program ---
@@ -411,23 +412,34 @@ def become_subreaper() -> bool:
 
 def descendants(root: int) -> tuple[set[int], set[int]]:
     """The processes below one: those that live, and those of them that are not stopped."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            entry = _parent_and_state(name)
-            if entry is not None:
-                parents.setdefault(entry[0], []).append((int(name), entry[1]))
+    below = _families()
     alive: set[int] = set()
     moving: set[int] = set()
     todo = [root]
     while todo:
-        for pid, state in parents.get(todo.pop(), ()):
+        for pid, state in below.get(todo.pop(), ()):
             todo.append(pid)
             if state not in "ZX":
                 alive.add(pid)
                 if state not in "Tt":
                     moving.add(pid)
     return alive, moving
+
+
+def children(parent: int) -> set[int]:
+    """The processes that a process has to wait for, ended ones included."""
+    return {pid for pid, _ in _families().get(parent, ())}
+
+
+def _families() -> dict[int, list[tuple[int, str]]]:
+    """Process ids and states, by parent."""
+    below: dict[int, list[tuple[int, str]]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            entry = _parent_and_state(name)
+            if entry is not None:
+                below.setdefault(entry[0], []).append((int(name), entry[1]))
+    return below
 
 
 def _parent_and_state(pid: str) -> tuple[int, str] | None:

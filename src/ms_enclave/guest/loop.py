@@ -166,6 +166,11 @@ class Loop:
         except BlockingIOError:
             return  # full: the loop wakes anyway
 
+    @property
+    def owned(self) -> set[int]:
+        """Children that somebody waits for."""
+        return set(self._children)
+
     def _drain_wakes(self, _mask: int) -> None:
         try:
             while len(os.read(self._wake_read, 512)) == 512:

@@ -7,7 +7,7 @@ import signal
 
 from . import execution
 from .call import Refused
-from .loop import READ, WRITE, Cancelled
+from .loop import READ, WRITE, Cancelled, Task
 from .protocol import STDERR, STDOUT
 
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .call import Call
-    from .loop import Steps
+    from .loop import Loop, Steps
 
 __all__ = ["OPERATIONS", "kill_tree"]
 
@@ -33,24 +33,31 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
     """
     child = execution.start(_program(call), call.flag("stdin"))
     call.child = child
-    call.loop.own_child(child.supervisor, lambda _status, _usage: _on_gone(call))
+    call.loop.own_child(child.supervisor, lambda status, _usage: _on_gone(call, status))
     relay = _Relay(call, child)
     try:
         while not relay.ended:
             pause = relay.step()
             yield pause
     except Cancelled:
+        child.read_report()
         relay.close_streams()
         if child.exit is None:
             yield from kill_tree(child)
         raise
     finally:
-        relay.close_streams()
-        child.close()
+        relay.close()
     return {}
 
 
-def _on_gone(call: Call) -> None:
+def _on_gone(call: Call, status: int) -> None:
+    if os.WIFSIGNALED(status):  # by what it looked after, which is ours now
+        call.loop.start(Task(_kill_orphans(call.loop), lambda _failure, _result: _set_gone(call)))
+    else:
+        _set_gone(call)
+
+
+def _set_gone(call: Call) -> None:
     call.child.gone = True
     call.wake()
 
@@ -101,7 +108,7 @@ class _Relay:
         child = self._child
         # The report first: what a program wrote before its end is then in the pipes already.
         child.read_report()
-        if child.report >= 0:
+        if not child.reported:
             self._watch("report", READ)
         if child.pid and not self._said_pid:
             self._said_pid = True
@@ -172,17 +179,19 @@ class _Relay:
         self._call.loop.watch(getattr(self._child, name), events, self._call.task)
 
     def _close(self, name: str) -> None:
+        # In this order: a number that is watched must not become another file's.
         descriptor = getattr(self._child, name)
         if descriptor >= 0:
             self._call.loop.unwatch(descriptor)
             self._child.close_one(name)
 
     def close_streams(self) -> None:
-        for name in ("stdin", "stdout", "stderr", "report"):
-            if name == "report" and self._child.report >= 0:
-                self._call.loop.unwatch(self._child.report)
-            elif name != "report":
-                self._close(name)
+        for name in ("stdin", "stdout", "stderr"):
+            self._close(name)
+
+    def close(self) -> None:
+        self.close_streams()
+        self._close("report")
 
 
 # --- signals ---
@@ -234,6 +243,19 @@ def kill_tree(child: execution.Child) -> Steps[None]:
         yield 0 if moving else pause
         if not moving:
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _kill_orphans(loop: Loop) -> Steps[None]:
+    """Kill what has become a child of ours because its supervisor is gone."""
+    while True:
+        orphans = execution.children(os.getpid()) - loop.owned
+        if not orphans:
+            return
+        for orphan in orphans:
+            for pid in execution.descendants(orphan)[0] | {orphan}:
+                _signal(pid, signal.SIGKILL)
+        loop.reap()
+        yield _FIRST_PAUSE
 
 
 def _signal(pid: int, number: int) -> None:
