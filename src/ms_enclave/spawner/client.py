@@ -10,13 +10,11 @@ import asyncio
 import itertools
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,6 +22,7 @@ import anyio.to_thread
 
 from ms_enclave.channel.process import Exit, Process
 from ms_enclave.errors import IsolationUnavailableError, SandboxLostError, SandboxStartError
+from ms_enclave.spawner.launch import Launched, launch
 from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ _START_SECONDS = 20.0
 _END_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
-_SPARE_SLOTS = 1
 
 _open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -53,8 +51,9 @@ if sys.platform != "win32":
 class StationClient:
     """One station. `start` it, `close` it; in between it can be asked from the private loop."""
 
-    def __init__(self, plan: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Mapping[str, Any], launched: Launched | None = None) -> None:
         self.plan = dict(plan)
+        self._launched = launched
         self.facts: dict[str, Any] = {}
         self.users = 0
         self._socket: socket.socket | None = None
@@ -95,41 +94,13 @@ class StationClient:
 
     def _launch(self) -> socket.socket:
         """In a worker thread: starting a process blocks."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package = Path(__file__).resolve().parent.parent
-        plan = {
-            **self.plan,
-            "instance": secrets.token_hex(8),
-            "package": str(package),
-            "spare_slots": _SPARE_SLOTS,
-        }
-        document = os.memfd_create("plan")
-        self._notes = os.memfd_create("notes")
-        try:
-            os.write(document, json.dumps(plan).encode())
-            os.lseek(document, 0, os.SEEK_SET)
-            program = str(package / "spawner" / "launcher.py")
-            words = [plan["launcher_python"], "-I", "-S", program]
-            self._launcher = subprocess.Popen(
-                [*words, str(theirs.fileno()), str(document)],
-                pass_fds=[theirs.fileno(), document],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._notes,
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(document)
-        ours.setblocking(False)
-        _open_sockets.add(ours)
-        self._socket = ours
-        return ours
+        launched = self._launched or launch(self.plan)
+        self._launched = None
+        self._launcher = launched.process
+        self._notes = launched.notes
+        _open_sockets.add(launched.control)
+        self._socket = launched.control
+        return launched.control
 
     async def close(self) -> None:
         """End the station with everything in it; returns when all of it is gone. Idempotent."""

@@ -4,14 +4,19 @@ an interpreter's start each time."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import select
 import signal
+import socket
 
 from . import _calls as calls
 from . import carrier, tracer
 
 __all__ = ["spawn"]
+
+_PATIENCE = 10.0
 
 _ALL_BUT_PID = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID
 _SECUREBITS = 0xEB  # as in blob.S
@@ -23,41 +28,45 @@ def spawn(words, environment, slot, channel, user, admit, limits, program, proce
     `program` is the seccomp filter. Raises OSError, and then nothing is left running.
     """
     go_read, go_write = os.pipe()
-    told_read, told_write = os.pipe()
+    # Packets: two processes write one after the other, and what each says must not run together.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = middle = 0
     try:
         middle = calls.clone(0)
         if middle == 0:
-            os.close(told_read)
+            ours.close()
             os.close(go_write)
             _enter(
                 words, environment, slot, channel, user, limits, program, processors,
-                go_read, told_write,
+                go_read, theirs.fileno(),
             )  # fmt: skip
-        os.close(told_write)
-        told_write = -1
+        theirs.close()
         admit(middle)
         os.write(go_write, b"g")
-        pid = _number(os.read(told_read, 64))
+        pid = _hear(ours)
         os.waitpid(middle, 0)
-        try:
-            _number(os.read(told_read, 64))  # it has given up everything and waits
-            carrier.check_walls(pid)
-            os.write(go_write, b"g")
-            rest = os.read(told_read, 64)
-            if rest:
-                _number(rest)
-        except BaseException:
-            tracer.kill(pid)
-            raise
+        _hear(ours)  # it has given up everything and waits
+        carrier.check_walls(pid)
+        os.write(go_write, b"g")
+        _hear(ours)  # nothing, from an exec that closed its end
+    except BaseException:
+        for started in (middle, pid):
+            if started > 0:
+                tracer.kill(started)
+        raise
     finally:
-        for descriptor in (go_read, go_write, told_read, told_write):
-            if descriptor >= 0:
-                os.close(descriptor)
+        ours.close()
+        theirs.close()
+        os.close(go_read)
+        os.close(go_write)
     return pid
 
 
-def _number(message: bytes) -> int:
-    """A pid that the child tells, or the step and error it ended with."""
+def _hear(ours: socket.socket) -> int:
+    """A number that the child tells, 0 for its end; raises what it failed with."""
+    if not select.select([ours], [], [], _PATIENCE)[0]:
+        raise OSError(errno.ETIMEDOUT, "a new process does not get on")
+    message = ours.recv(256)
     if message[:1] != b"!":
         return int(message or b"0")
     step, number = message[1:].decode().split("|")

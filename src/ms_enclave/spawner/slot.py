@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
 
 from . import _calls as calls
+from . import tracer
 
 __all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "make_slot"]
 
 ROOTLESS_ID = 1000
 _IDS = 65536
+_PATIENCE = 10.0
 _SHARED_MEMORY = "size=64m,nr_inodes=1k,mode=1777"
 _ATTRIBUTES = calls.MOUNT_NOSUID | calls.MOUNT_NODEV
 _MASKED = (  # shows the host's hardware, users or kernel; not one of them is needed by a program
@@ -73,13 +76,15 @@ def make_slot(
         ready_write = -1
         _write_map(pid, number, root_mode)
         os.write(go_write, b"g")
-        answer = os.read(ready_read, 4096)
+        answer = b"init|110"  # ETIMEDOUT
+        if select.select([ready_read], [], [], _PATIENCE)[0]:
+            answer = os.read(ready_read, 4096)
     finally:
         for descriptor in (ready_read, go_read, go_write, ready_write):
             if descriptor >= 0:
                 os.close(descriptor)
     if answer != b"ready":
-        os.waitpid(pid, 0)
+        tracer.kill(pid)
         step, _, number_text = answer.decode().partition("|")
         raise SlotError(step or "init", int(number_text or 0))
     return Slot(pid, number, number * _IDS if root_mode else None)

@@ -13,6 +13,7 @@ import anyio
 
 from ms_enclave.loop import add_closer, remove_closer
 from ms_enclave.spawner.client import StationClient
+from ms_enclave.spawner.launch import take
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +47,7 @@ async def acquire(owner: str, key: str, plan: Mapping[str, Any]) -> StationClien
             await _end(place)
             station = None
         if station is None:
-            station = StationClient(plan)
+            station = StationClient(plan, take(key))
             await station.start()
             _stations[place] = station
             add_closer(station, station.close, last=True)
