@@ -1,0 +1,58 @@
+"""Importing is cheap: of the package above all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+PROGRAM = """
+import json, sys, time
+before = set(sys.modules)
+start = time.perf_counter()
+import {module}
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+
+
+def load(module: str) -> tuple[float, list[str]]:
+    """Seconds (the best of five) and modules that an import takes in a new interpreter."""
+    best, loaded = float("inf"), list[str]()
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(module=module)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds, loaded = json.loads(done.stdout)
+        best = min(best, seconds)
+    return best, loaded
+
+
+def test_the_package_takes_20_ms_and_nothing_but_itself() -> None:
+    seconds, loaded = load("ms_enclave")
+    assert seconds < 0.020
+    assert [name for name in loaded if name.startswith("ms_enclave")] == ["ms_enclave"]
+    assert not {"asyncio", "pydantic", "anyio"} & set(loaded)
+
+
+def test_the_data_takes_300_ms_and_no_backend() -> None:
+    seconds, loaded = load("ms_enclave.model")
+    assert seconds < 0.300
+    parts = {name.split(".")[1] for name in loaded if name.startswith("ms_enclave.")}
+    assert parts <= {"errors", "model", "utils"}
+
+
+def test_registries_name_types_without_loading_them() -> None:
+    program = (
+        "import sys; from ms_enclave.registry import Registry, SANDBOXES; "
+        "print(Registry('Sandbox type', 'ms_enclave.sandboxes', SANDBOXES).names()); "
+        "print([name for name in sys.modules if name.startswith('ms_enclave.boxes')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1] == "[]"
+    assert "process" in done.stdout
