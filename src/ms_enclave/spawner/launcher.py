@@ -20,8 +20,8 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from ms_enclave.spawner import _calls as calls  # noqa: E402
-from ms_enclave.spawner import cgroups, root  # noqa: E402
+from ms_enclave.spawner import _calls as calls
+from ms_enclave.spawner import cgroups, root
 
 __all__ = ["FIRST_ID", "SLOTS", "main"]
 

@@ -23,8 +23,8 @@ import time
 
 sys.path.insert(0, "/run/enclave/code")
 
-from ms_enclave.spawner import _calls as calls  # noqa: E402
-from ms_enclave.spawner import (  # noqa: E402
+from ms_enclave.spawner import _calls as calls
+from ms_enclave.spawner import (
     cgroups,
     root,
     slot,

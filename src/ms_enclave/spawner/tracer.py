@@ -1,4 +1,4 @@
-"""What the station does to a stopped process: watch it stop, give it one system call, save its state.
+"""What the station does to a stopped process: see it stop, order one system call, save its state.
 
 Every wait here has a deadline, and every surprise is a `TraceError`: the caller then kills the
 process and refuses, it never tries again. The one rule that keeps untrusted memory harmless is in
@@ -52,7 +52,7 @@ _INTERRUPTED = (-512, -513, -514, -516, -4)  # ERESTARTSYS, NOINTR, NOHAND, REST
 _REGISTERS = (
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss"
     " fs_base gs_base ds es fs gs"
-).split()
+).split()  # noqa: SIM905
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 

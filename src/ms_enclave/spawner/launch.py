@@ -1,0 +1,84 @@
+"""Starts the launcher of a station, perhaps ahead of whoever will talk to it.
+
+Standard library only and nothing of an event loop: a command that starts cold launches its station
+first and imports everything else while the station is being built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Launched", "launch", "launch_ahead", "take"]
+
+_SPARE_SLOTS = 1
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launcher that was started; whoever has this ends it, by closing the socket."""
+
+    control: socket.socket
+    process: subprocess.Popen[bytes]
+    notes: int
+    """A file in memory with what it says on its standard error."""
+
+
+_ahead: dict[str, Launched] = {}
+
+
+def launch(plan: Mapping[str, Any]) -> Launched:
+    """Start a launcher with a plan. Blocks for as long as starting a process takes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    package = Path(__file__).resolve().parent.parent
+    whole: dict[str, Any] = {
+        **plan,
+        "instance": secrets.token_hex(8),
+        "package": str(package),
+        "spare_slots": _SPARE_SLOTS,
+    }
+    document = os.memfd_create("plan")
+    notes = os.memfd_create("notes")
+    try:
+        os.write(document, json.dumps(whole).encode())
+        os.lseek(document, 0, os.SEEK_SET)
+        program = str(package / "spawner" / "launcher.py")
+        words = [whole["launcher_python"], "-I", "-S", program]
+        process = subprocess.Popen(
+            [*words, str(theirs.fileno()), str(document)],
+            pass_fds=[theirs.fileno(), document],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=notes,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        os.close(notes)
+        raise
+    finally:
+        theirs.close()
+        os.close(document)
+    ours.setblocking(False)
+    return Launched(ours, process, notes)
+
+
+def launch_ahead(key: str, plan: Mapping[str, Any]) -> None:
+    """Start a launcher for whoever takes it by its key; it ends with this process otherwise."""
+    _ahead[key] = launch(plan)
+
+
+def take(key: str) -> Launched | None:
+    """The launcher that was started ahead for that key, if one was. It is the caller's now."""
+    return _ahead.pop(key, None)
