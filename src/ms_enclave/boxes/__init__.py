@@ -1,9 +1,32 @@
-"""The sandboxes: what all of them promise, and one class for each backend."""
+"""The sandboxes: what all of them promise, and one class for each backend.
+
+The names are imported when they are first used: to plan a sandbox takes less than to have one.
+"""
 
 from __future__ import annotations
 
-from ms_enclave.boxes.base import Sandbox
-from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
-from ms_enclave.boxes.files import Files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes.base import Sandbox
+    from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
+    from ms_enclave.boxes.files import Files
 
 __all__ = ["Files", "Sandbox", "SandboxFactory", "register_sandbox"]
+
+_HOMES = {
+    "Files": "files",
+    "Sandbox": "base",
+    "SandboxFactory": "factory",
+    "register_sandbox": "factory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

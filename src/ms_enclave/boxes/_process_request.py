@@ -8,7 +8,6 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.errors import CapabilityError, ConfigError
-from ms_enclave.model import IsolationReport
 from ms_enclave.spawner import seccomp
 from ms_enclave.version import __version__
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._process_plan import RuntimePlan
     from ms_enclave.channel.process import SpawnRequest
+    from ms_enclave.model import IsolationReport
     from ms_enclave.model.limits import ResolvedLimits
 
 __all__ = [
@@ -152,6 +152,7 @@ def capabilities(facts: Mapping[str, Any], layered: bool) -> frozenset[str]:
 
 def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport:
     """Which walls stand, as the station built them."""
+    from ms_enclave.model import IsolationReport  # slow to import; a plan can be made without it
 
     def active(yes: bool) -> str:
         return "on" if yes else "off"

@@ -1,89 +1,29 @@
-"""Puts the commands together and turns whatever happens into an exit code and at most one line.
-
-Starting quickly is a promise: nothing but typer is imported until a command needs it.
-"""
+"""The entry point of the command `ms-enclave`: makes starting cheap, then does as it is told."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-
-from ms_enclave.cli import doctor, run, tools
-from ms_enclave.cli.report import EXIT_OURS, complain
-from ms_enclave.version import __version__
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ms_enclave.cli.main import app
 
-__all__ = ["app", "main", "run_cmd"]
+__all__ = ["app", "run_cmd"]
 
-_EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
-_DEBUG = "MS_ENCLAVE_DEBUG"
-
-app = typer.Typer(
-    name="ms-enclave",
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ms-enclave {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def _root(  # pyright: ignore[reportUnusedFunction]
-    context: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    """Run code that you do not trust: isolated, in milliseconds, and told what really happened."""
-    del version
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-app.command(
-    "run",
-    cls=run.RunCommand,
-    context_settings={"allow_interspersed_args": False},
-    epilog=run.EPILOG,
-)(run.run)
-app.command("tools")(tools.tools)
-app.command("doctor")(doctor.doctor)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit code. Nothing is raised and no traceback printed.
-
-    A fault of ours still shows its traceback where the environment has MS_ENCLAVE_DEBUG set.
-    """
-    try:
-        status = app(args=list(arguments), prog_name="ms-enclave", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _EXIT_INTERRUPTED
-    except SystemExit:
-        # What typer makes of a broken pipe. As if the signal had come: our reader has seen enough.
-        return _EXIT_BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 - the outermost boundary: a person reads what is said here
-        return _explain(error)
-    return status if isinstance(status, int) else 0
 
 
 def run_cmd() -> None:
-    """Entry point of the command `ms-enclave`."""
+    """Do what the command line of this process says, and end the process with its exit code."""
+    # Imports make many objects and no garbage: looking for some takes a tenth of a cold start.
+    gc.disable()
+    # As much again goes into looking through every installed package for plug-ins of pydantic,
+    # which have no business in a command of ours.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from ms_enclave.cli.main import main
+
     status = main(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -94,28 +34,9 @@ def run_cmd() -> None:
     sys.exit(status)
 
 
-def _explain(error: Exception) -> int:
-    # The class lives in typer or in click, depending on typer's version.
-    ancestors = {ancestor.__name__ for ancestor in type(error).__mro__}
-    if "ClickException" in ancestors:
-        return _explain_usage(error)
-    from ms_enclave.errors import EnclaveError
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ms_enclave.cli.main import app
 
-    if isinstance(error, EnclaveError):
-        complain(error.message, error.remedy)
-        return EXIT_OURS
-    if os.environ.get(_DEBUG):
-        raise error
-    complain(
-        f"a fault in ms-enclave itself: {type(error).__name__}: {error}",
-        f"{_DEBUG}=1 shows where; please report it",
-    )
-    return EXIT_OURS
-
-
-def _explain_usage(error: Exception) -> int:
-    message = getattr(error, "format_message", error.__str__)()
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "ms-enclave"
-    complain(message, f"see {command} --help")
-    return EXIT_OURS
+    return app

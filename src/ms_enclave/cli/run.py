@@ -212,6 +212,10 @@ def run(
         stdin=stdin,
         sink=None if json else _write,
     )
+    if sandbox_type in {"auto", "process"} and not {"python", "rootfs", "volumes"} & set(config):
+        from ms_enclave.boxes._process_ahead import start_ahead
+
+        start_ahead()  # it is built while we import the rest
     from ms_enclave import loop
 
     result = loop.call(_execute, request)
