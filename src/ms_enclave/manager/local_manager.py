@@ -604,7 +604,7 @@ async def _reset(sandbox: Sandbox) -> bool:
 def _nothing_works(
     refusals: list[IsolationUnavailableError | EngineUnavailableError],
 ) -> IsolationUnavailableError:
-    said = "; ".join(str(refusal) for refusal in refusals) or "no sandbox type is installed"
+    said = "; ".join(refusal.message for refusal in refusals) or "no sandbox type is installed"
     remedies = [refusal.remedy for refusal in refusals if refusal.remedy]
     return IsolationUnavailableError(
         f"no sandbox type works on this machine: {said}", remedy="; or: ".join(remedies)

@@ -74,10 +74,8 @@ class IsolationReport(BaseModel, defer_build=True):
     """What stands between the sandbox and the host."""
 
     tier: str
-    guards: dict[str, Literal["on", "off", "n/a"]] = Field(
-        default_factory=dict[str, Literal["on", "off", "n/a"]]
-    )
-    """Guards by name."""
+    guards: dict[str, str] = Field(default_factory=dict[str, str])
+    """Guards by name: `on`, `off` or `n/a`."""
     kernel: str = ""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
 
