@@ -80,7 +80,7 @@ def coerce_config(
     if isinstance(config, config_class):
         return config
     if isinstance(config, SandboxConfig):
-        config = config.model_dump(exclude_unset=True)
+        config = config.said()
     if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
             f"a config must be a config object or a dict, not {type(config).__name__}"

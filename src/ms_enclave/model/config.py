@@ -100,6 +100,15 @@ class SandboxConfig(Limits):
             config = Limits.model_validate({**own, **more})
         return resolve(config, per_call, timeout)
 
+    def said(self) -> dict[str, Any]:
+        """The fields that somebody set, or changed in place: what another config takes over."""
+        fresh = type(self)()
+        return {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name in self.model_fields_set or getattr(self, name) != getattr(fresh, name)
+        }
+
     def _says(self, limit: str) -> bool:
         return limit in self.model_fields_set and getattr(self, limit) is not None
 
@@ -239,7 +248,7 @@ class DockerNotebookConfig(DockerSandboxConfig):
     image: str = Field(default="jupyter-kernel-gateway", min_length=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8888, ge=0, le=65535)
-    token: str | None = None
+    token: str | None = Field(default=None, repr=False)
 
 
 _Served = Annotated[str | None, Field(pattern=r"^https?://")]

@@ -102,6 +102,14 @@ def test_a_config_is_the_callers_to_change() -> None:
     assert config.port == 8889
 
 
+def test_what_was_said_is_known_also_where_it_was_changed_in_place() -> None:
+    config = SandboxConfig(timeout=30)
+    config.env_vars["A"] = "b"
+    config.pids_limit = 5
+    assert config.said() == {"timeout": 30, "env_vars": {"A": "b"}, "pids_limit": 5}
+    assert SandboxConfig().said() == {}
+
+
 # --- tools ---
 
 
