@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -24,14 +25,18 @@ def run_cmd() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from ms_enclave.cli.main import main
 
-    status = main(sys.argv[1:])
+    _leave(main(sys.argv[1:]))
+
+
+def _leave(status: int) -> None:
+    """End the process properly, but without taking the interpreter apart: a tenth of a cold run."""
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes once more when it exits, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or _EXIT_BROKEN_PIPE
-    sys.exit(status)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def __getattr__(name: str) -> Any:
