@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ms_enclave.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ms_enclave.model import ProcessSandboxConfig
 
@@ -41,11 +41,12 @@ OLDEST = (3, 8)
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _FROM_ETC = (
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives",
-    "/etc/localtime", "/etc/timezone", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls",
+    "/etc/os-release", "/etc/localtime", "/etc/timezone", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls",
     "/etc/pki/ca-trust", "/etc/ca-certificates", "/etc/crypto-policies", "/etc/mime.types",
     "/etc/services", "/etc/protocols", "/etc/inputrc", "/etc/terminfo",
     "/etc/java-*", "/etc/R", "/etc/perl", "/etc/php", "/etc/lua", "/etc/mono", "/etc/fonts",
-    "/etc/python3*", "/etc/node*",
+    "/etc/python3*", "/etc/node*", "/etc/racket", "/etc/ldc2.conf",
 )  # fmt: skip
 _NEVER_A_SOURCE = ("/", "/proc", "/sys", "/dev", "/run", "/var/run")
 _NEVER_A_TARGET = (
@@ -431,12 +432,12 @@ def _loader(program: str) -> tuple[str, str]:
     if loader is None:
         raise ConfigError(f"{program} cannot be put beside a root file system without Python")
     folders = [
+        os.path.join(os.path.dirname(os.path.dirname(program)), "lib"),  # its own before others
         os.path.dirname(os.path.realpath(loader)),
         "/lib64",
         "/usr/lib64",
         "/lib",
         "/usr/lib",
-        os.path.join(os.path.dirname(os.path.dirname(program)), "lib"),
         *sorted(glob.glob("/usr/lib/*-linux-gnu")),
     ]
-    return loader, ":".join(dict.fromkeys(_BESIDE + folder for folder in folders))
+    return os.path.realpath(loader), ":".join(dict.fromkeys(_BESIDE + folder for folder in folders))

@@ -127,17 +127,14 @@ def _build_image(plan: dict) -> None:
     beside = [(f"{_BESIDE}/guest", GUEST)]
     beside += [(f"{_BESIDE}/host{bind['target']}", bind["target"]) for bind in plan["beside"]]
     beside += [(bind["target"], bind["target"]) for bind in plan["image_binds"]]
-    folders = ["/dev", "/proc", "/tmp", plan["work"]]
-    for path in [*folders, *(target for target, _ in beside)]:
-        if not os.path.exists(IMAGE + path):
-            os.makedirs(IMAGE + path, 0o755, exist_ok=True)
+    for path in ("/dev", "/proc", "/tmp", plan["work"]):
+        os.makedirs(IMAGE + path, 0o755, exist_ok=True)
     for path, text in plan["beside_links"]:
-        os.makedirs(os.path.dirname(f"{IMAGE}{_BESIDE}/host{path}"), 0o755, exist_ok=True)
-        os.symlink(text, f"{IMAGE}{_BESIDE}/host{path}")
+        place = f"{IMAGE}{_BESIDE}/host{path}"
+        os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
+        os.symlink(text, place)
     for target, source in [*beside, ("/dev", "/dev")]:
-        tree = calls.open_tree(source)
-        calls.move_mount(tree, IMAGE + target)
-        os.close(tree)
+        _attach(calls.open_tree(source), IMAGE + target)
     calls.mount("", IMAGE, None, calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | flags)
 
 
