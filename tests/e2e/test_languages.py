@@ -339,6 +339,7 @@ def box() -> Iterator[Sandbox]:
     config = {"tools_config": ["multi_code_executor"], "memory_limit": "2g", "timeout": 60}
     opened = SandboxFactory.create_sandbox(SANDBOX_TYPE, config)
     call(stack.enter_async_context, opened)
+    call(opened.files.exists, "any")  # connects, which is nothing that the first test leaves
     try:
         yield opened
     finally:

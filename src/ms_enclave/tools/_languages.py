@@ -504,16 +504,30 @@ LANGUAGES: dict[str, Language] = {
 # --- decisions ---------------------------------------------------------------------------------
 
 
-def wanted(language: Language) -> list[str]:
-    """Every program name that a probe of the sandbox should look for, once."""
+def wanted(language: Language, capabilities: Collection[str]) -> list[str]:
+    """Every program name that a probe of the sandbox should look for, once.
+
+    None where the sandbox itself is all that the first way to run it takes.
+    """
+    usable = _usable(language, capabilities)
+    if not usable[0].programs and not usable[0].modules:
+        return []
     return list(
         dict.fromkeys(
             name
-            for toolchain in language.toolchains
+            for toolchain in usable
             for program in toolchain.programs.values()
             for name in program.names
         )
     )
+
+
+def _usable(language: Language, capabilities: Collection[str]) -> list[Toolchain]:
+    return [
+        toolchain
+        for toolchain in language.toolchains
+        if toolchain.capability is None or toolchain.capability in capabilities
+    ]
 
 
 def choose(
@@ -528,11 +542,7 @@ def choose(
         found: where the sandbox has a program, by name.
         modules: the Python modules that the sandbox has.
     """
-    usable = [
-        toolchain
-        for toolchain in language.toolchains
-        if toolchain.capability is None or toolchain.capability in capabilities
-    ]
+    usable = _usable(language, capabilities)
     lacking = [missing(toolchain, found, modules) for toolchain in usable]
     best = min(range(len(usable)), key=lambda number: len(lacking[number]))
     return usable[best], lacking[best]

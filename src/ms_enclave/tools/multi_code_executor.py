@@ -144,7 +144,13 @@ class MultiCodeExecutor(BuiltinTool):
         self, job: _Job, language: Language, code: str, files: Mapping[str, str]
     ) -> ToolResult:
         folder = f"{job.context.config.working_dir.rstrip('/')}/run-{secrets.token_hex(6)}"
-        found = await _find_programs(job, wanted(language))
+        found: dict[str, str] = {}
+        names = wanted(language, job.context.capabilities)
+        if names:
+            probe = await _probe(job, names)
+            if probe.status != ExecutionStatus.SUCCESS:
+                return from_command(self.name, probe, job.metadata)
+            found = _found(probe)
         modules = await _find_modules(job, language)
         toolchain, lacking = choose(language, job.context.capabilities, found, modules)
         if lacking:
@@ -227,15 +233,16 @@ def _summary(result: CommandResult) -> dict[str, Any]:
     }
 
 
-async def _find_programs(job: _Job, names: Sequence[str]) -> dict[str, str]:
-    """Where the sandbox has these programs, as the program itself would look for them."""
-    if not names:
-        return {}
-    result = await job.context.execute_command(
+async def _probe(job: _Job, names: Sequence[str]) -> CommandResult:
+    """Look for programs as the program itself would: with its environment, as its user."""
+    return await job.context.execute_command(
         ["sh", "-c", _PROBE, "probe", *names], PROBE_TIMEOUT, env=job.env, user=job.user
     )
-    pairs = (line.split("\t", 1) for line in result.stdout.splitlines() if "\t" in line)
-    return dict(pairs)
+
+
+def _found(result: CommandResult) -> dict[str, str]:
+    """Where the sandbox has what was looked for, by name."""
+    return dict(line.split("\t", 1) for line in result.stdout.splitlines() if "\t" in line)
 
 
 async def _find_modules(job: _Job, language: Language) -> set[str]:

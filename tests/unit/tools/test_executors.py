@@ -352,6 +352,12 @@ class TestManyLanguages:
         assert result.metadata["missing"] in (["racket"], ["lean"])
         assert result.metadata["packages"][0] in str(result.error)
 
+    async def test_a_sandbox_that_cannot_even_be_asked_says_why(self, box: Sandbox) -> None:
+        result = await self.run(box, "bash", "echo 1", user="no-such-user")
+        assert result.status == ExecutionStatus.ERROR
+        assert "missing" not in result.metadata
+        assert "no-such-user" in str(result.error)
+
     @pytest.mark.parametrize(
         ("parameters", "words"),
         [

@@ -135,9 +135,14 @@ def test_pytest_is_a_module_of_the_sandboxes_python() -> None:
 
 
 def test_a_probe_asks_for_each_name_once() -> None:
-    names = wanted(LANGUAGES["scala"])
-    assert names == ["scalac", "scala", "java"]
-    assert len(wanted(LANGUAGES["d_ut"])) == len(set(wanted(LANGUAGES["d_ut"])))
+    assert wanted(LANGUAGES["scala"], set()) == ["scalac", "scala", "java"]
+    names = wanted(LANGUAGES["d_ut"], set())
+    assert len(names) == len(set(names))
+
+
+def test_nothing_is_probed_for_what_the_sandbox_does_itself() -> None:
+    assert wanted(LANGUAGES["python"], {"python"}) == []
+    assert wanted(LANGUAGES["python"], set()) == ["python3", "python"]
 
 
 @pytest.mark.parametrize(
