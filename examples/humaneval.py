@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
@@ -165,7 +166,7 @@ async def run_all(
 
 def show(console: Console, outcomes: list[Outcome], seconds: float) -> None:
     """The summary: how many of which programs ended how, and what was not expected."""
-    table = Table("Solutions", *OUTCOMES, "as expected", title="HumanEval")
+    table = Table("Solutions", *OUTCOMES, "as expected", box=SIMPLE, padding=0)
     groups = {"canonical": [o for o in outcomes if o.variant == "canonical"]}
     for way in BREAKAGES:
         group = [o for o in outcomes if o.variant == "broken" and o.expected == way]
