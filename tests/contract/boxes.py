@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-import ms_enclave
 from tests.support import subprocess_box
 
 __all__ = ["Process", "Subprocess", "needs_process"]
 
 subprocess_box.install()
-
-_THERE = (Path(ms_enclave.__file__).parent / "boxes" / "process_sandbox.py").exists()
 
 
 class Subprocess:
@@ -31,7 +27,5 @@ class Process:
     sandbox_type: ClassVar[str] = "process"
 
 
-def needs_process(suite: type) -> type:
-    """Mark a suite that runs over the embedded sandbox."""
-    there = pytest.mark.skipif(not _THERE, reason="this tree has no process sandbox yet")
-    return there(pytest.mark.namespaces(suite))
+needs_process = pytest.mark.namespaces
+"""Marks a suite that runs over the embedded sandbox."""

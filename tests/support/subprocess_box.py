@@ -6,8 +6,10 @@ What it runs can do to this machine whatever the tests can.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -56,18 +58,18 @@ class SubprocessSandbox(Sandbox):
         folder = await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="box-"))
         stack.push_async_callback(anyio.to_thread.run_sync, shutil.rmtree, folder, True)
         self.config.working_dir = os.path.realpath(folder)
+        self._child: subprocess.Popen[bytes] | None = None
+        stack.push_async_callback(anyio.to_thread.run_sync, self._end)
         self._socket, theirs = socket.socketpair()
         stack.callback(self._socket.close)
         with theirs:
             argv = [sys.executable, "-I", "-S", "-c", self.program, str(theirs.fileno())]
-            child = await anyio.to_thread.run_sync(lambda: self._start(argv, theirs, folder))
-        stack.push_async_callback(anyio.to_thread.run_sync, self._end, child)
+            await anyio.to_thread.run_sync(self._start, argv, theirs, folder)
         self._capabilities = frozenset({"python"})
-        self._isolation = IsolationReport(tier="none", guards={}, kernel=os.uname().release)
+        self._isolation = IsolationReport(tier="none", kernel=os.uname().release)
 
-    @staticmethod
-    def _start(argv: list[str], theirs: socket.socket, folder: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def _start(self, argv: list[str], theirs: socket.socket, folder: str) -> None:
+        self._child = subprocess.Popen(
             argv,
             pass_fds=[theirs.fileno()],
             cwd=folder,
@@ -76,14 +78,24 @@ class SubprocessSandbox(Sandbox):
             start_new_session=True,
         )
 
-    @staticmethod
-    def _end(child: subprocess.Popen[bytes]) -> None:
-        # Its socket is closed before this, so it ends by itself, and takes its children along.
+    def _end(self) -> None:
+        # Its socket was closed before this, so it ends by itself, and takes its programs along.
+        if self._child is None:
+            return
         try:
-            child.wait(5)
+            self._child.wait(5)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            self._child.kill()
+            self._child.wait()
+
+    async def _close(self) -> None:
+        # What programs left running in the background dies with a box; here nothing kills it.
+        guest = None if self._status.value == "created" else getattr(self, "_child", None)
+        left = [] if guest is None else await anyio.to_thread.run_sync(_below, guest.pid)
+        await super()._close()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _spawn(self, request: SpawnRequest) -> Process:
         guest = await self._get_guest()
@@ -92,9 +104,25 @@ class SubprocessSandbox(Sandbox):
     async def _connect_guest(self) -> GuestConnection:
         from ms_enclave.channel.guest import GuestConnection
 
-        connection = GuestConnection(await stream_over(self._socket))
+        connection = GuestConnection(
+            await stream_over(self._socket), working_dir=self.config.working_dir
+        )
         await connection.connect()
         return connection
+
+
+def _below(ancestor: int) -> list[int]:
+    """All processes that come from one."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    found = [ancestor]
+    for known in found:
+        found += [pid for pid, parent in parents.items() if parent == known]
+    return found[1:]
 
 
 async def stream_over(connected: socket.socket) -> anyio.abc.SocketStream:

@@ -1,25 +1,26 @@
 """Files in and out, on paths that mean what they mean inside and nothing on the host."""
 
-# ruff: noqa: S101, ASYNC240 - these are tests
+# ruff: noqa: S101 - these are tests
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import io
+import os
 import tarfile
-import tempfile
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anyio.to_thread import run_sync
 
 from ms_enclave.errors import ConfigError
 from ms_enclave.testing._suite import SandboxSuite
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from ms_enclave.boxes import Sandbox
 
@@ -43,6 +44,26 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info, b""
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def _make_tree(folder: Path) -> Path:
+    (folder / "sub" / "empty").mkdir(parents=True)
+    (folder / "sub" / "é b").write_bytes(bytes(range(256)))
+    (folder / "top").write_text("x")
+    (folder / "link").symlink_to("/etc/passwd")
+    return folder
+
+
+def _read_tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 class FilesContract(SandboxSuite):
@@ -272,8 +293,7 @@ class FilesContract(SandboxSuite):
     ) -> None:
         if not self.isolated:
             pytest.skip("this sandbox shares the host's files")
-        canary = tmp_path / "canary"
-        canary.write_text("host")
+        canary = await run_sync(_write, tmp_path / "canary", "host")
         await fresh.execute_command(
             [
                 "sh",
@@ -290,14 +310,13 @@ class FilesContract(SandboxSuite):
                 await fresh.files.read(path)
             with pytest.raises(OSError):  # noqa: PT011
                 await fresh.files.write(path, "taken", parents=False)
-        assert canary.read_text() == "host"
-        assert list(tmp_path.iterdir()) == [canary]
+        assert await run_sync(canary.read_text) == "host"
+        assert await run_sync(os.listdir, tmp_path) == ["canary"]
 
     async def test_proc_and_fds_lead_nowhere(self, box: Sandbox, tmp_path: Path) -> None:
         if not self.isolated:
             pytest.skip("this sandbox shares the host's files")
-        canary = tmp_path / "canary"
-        canary.write_text("host")
+        canary = await run_sync(_write, tmp_path / "canary", "host")
         for path in (f"/proc/1/root{canary}", f"/proc/self/root{canary}", f"/proc/1/cwd{canary}"):
             with pytest.raises(OSError):  # noqa: PT011
                 await box.files.read(path)
@@ -307,23 +326,21 @@ class FilesContract(SandboxSuite):
     async def test_files_and_folders_go_in_and_out_whole(
         self, fresh: Sandbox, tmp_path: Path
     ) -> None:
-        source = tmp_path / "source"
-        (source / "sub" / "empty").mkdir(parents=True)
-        (source / "sub" / "é b").write_bytes(bytes(range(256)))
-        (source / "top").write_text("x")
-        (source / "link").symlink_to("/etc/passwd")
+        source = await run_sync(_make_tree, tmp_path / "source")
         await fresh.put_dir(source, "copied")
         assert await fresh.files.read("copied/sub/é b") == bytes(range(256))
         assert not await fresh.files.exists("copied/link")
         target = tmp_path / "target"
         await fresh.get_dir("copied", target)
-        found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-        assert found == {"sub/é b", "top"}
-        assert (target / "sub" / "é b").read_bytes() == bytes(range(256))
+        assert await run_sync(_read_tree, target) == {
+            "sub": None,
+            "sub/empty": None,
+            "sub/é b": bytes(range(256)),
+            "top": b"x",
+        }
 
     async def test_put_dir_wants_a_folder(self, box: Sandbox, tmp_path: Path) -> None:
-        plain = tmp_path / "plain"
-        plain.write_text("x")
+        plain = await run_sync(_write, tmp_path / "plain", "x")
         for source in (plain, tmp_path / "missing"):
             with pytest.raises(ConfigError, match="put_dir source is not a directory"):
                 await box.put_dir(source, "x")
@@ -378,16 +395,15 @@ class FilesContract(SandboxSuite):
             await box.put_archive("garbage", data)
         assert (await box.execute_command("echo alive")).stdout == "alive\n"
 
-    async def test_what_comes_out_stays_below_its_target(self, fresh: Sandbox) -> None:
+    async def test_what_comes_out_stays_below_its_target(
+        self, fresh: Sandbox, tmp_path: Path
+    ) -> None:
         await fresh.execute_command(
             "mkdir out && cd out && ln -s /etc/passwd link && ln -s .. up && mkfifo fifo"
             " && echo x > plain"
         )
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "target"
-            await fresh.get_dir("out", target)
-            assert [path.name for path in target.iterdir()] == ["plain"]
-            assert [path.name for path in Path(folder).iterdir()] == ["target"]
+        await fresh.get_dir("out", tmp_path / "target")
+        assert await run_sync(_read_tree, tmp_path) == {"target": None, "target/plain": b"x\n"}
 
     async def test_an_archive_comes_out_as_tar(self, fresh: Sandbox) -> None:
         await fresh.files.write("packed/a", b"1")

@@ -53,6 +53,7 @@ class SandboxSuite:
         """One running sandbox for all tests of the class that do it no harm."""
         stack = AsyncExitStack()
         opened = call(stack.enter_async_context, cls.opened())
+        call(opened.files.exists, ".")  # what it makes on first use is there before any test
         try:
             yield opened
         finally:

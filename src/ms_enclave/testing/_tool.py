@@ -63,6 +63,7 @@ class ToolContract(SandboxSuite):
         """A running sandbox that has the tool."""
         stack = AsyncExitStack()
         opened = call(stack.enter_async_context, cls.opened(tools_config=[cls.tool_name]))
+        call(opened.files.exists, ".")  # what it makes on first use is there before any test
         try:
             yield opened
         finally:
