@@ -67,7 +67,6 @@ _FILES = {
     "/etc/resolv.conf": "",
 }
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_VOLUMES = "/run/enclave/volumes"
 _BESIDE = "/.enclave/host"
 _MANY_LINKS = 40
 _ASK = (
@@ -137,13 +136,13 @@ class RuntimePlan:
     beside: tuple[Bind, ...] = ()
     volumes: tuple[Bind, ...] = ()
     """Writable folders of the host."""
+    image_binds: tuple[Bind, ...] = ()
+    """Folders of the host that a root file system of its own shows, too."""
     late: tuple[Bind, ...] = ()
-    """What goes below a file system that only the sandbox brings; sources are the station's."""
+    """What is below a file system that only the sandbox brings, and has to be put over it."""
 
     def as_station(self) -> dict[str, Any]:
         """The plan as data (JSON)."""
-        own = [bind for bind in self.binds if not bind.target.startswith(_VOLUMES)]
-        given = [bind for bind in self.binds if bind not in own]
         return {
             "launcher_python": self.host_python,
             "station_python": self.host_python,
@@ -156,7 +155,7 @@ class RuntimePlan:
             "image": self.image,
             "beside": [bind.row() for bind in self.beside],
             "beside_links": [list(link) for link in self.links] if self.beside else [],
-            "image_binds": [bind.row() for bind in given] if self.image else [],
+            "image_binds": [bind.row() for bind in self.image_binds],
             "volumes": [bind.row() for bind in self.volumes],
             "late": [bind.row() for bind in self.late],
         }
@@ -239,13 +238,17 @@ def compose(
     links = list(host.system_links.items())
     for interpreter in {host.own, chosen}:
         _add_interpreter(interpreter, binds, links, files)
-    volumes, late = _add_volumes(config, binds)
+    given = len(binds)
+    volumes = _add_volumes(config, binds)
+    image_binds = tuple(binds[given:])
+    binds = _without_covered(binds)
     work = config.working_dir
     folders = [work, *(bind.target for bind in volumes)]
     plan = RuntimePlan(
         host_python=real,
         python=(chosen.executable,),
-        binds=tuple(_without_covered(binds)),
+        binds=tuple(binds),
+        image_binds=image_binds,
         links=tuple([*links, *_LINKS]),
         files={path: text.replace("{work}", work) for path, text in _FILES.items()},
         folders=tuple(folders),
@@ -253,7 +256,11 @@ def compose(
         shell="/bin/bash" if files.exists("/bin/bash") else "/bin/sh",
         cold_reason=None if chosen.can_be_copied else f"{chosen.implementation} cannot be copied",
         volumes=tuple(volumes),
-        late=tuple(late),
+        late=tuple(
+            Bind(bind.target, bind.target)
+            for bind in binds
+            if any(_below(bind.target, own) for own in (work, "/tmp"))
+        ),
     )
     return plan if config.rootfs is None else _with_image(plan, config.rootfs, real, files)
 
@@ -306,21 +313,16 @@ def _without_covered(binds: Sequence[Bind]) -> list[Bind]:
     return kept
 
 
-def _add_volumes(config: ProcessSandboxConfig, binds: list[Bind]) -> tuple[list[Bind], list[Bind]]:
-    """The writable volumes, and those that go below a file system of the sandbox's own."""
+def _add_volumes(config: ProcessSandboxConfig, binds: list[Bind]) -> list[Bind]:
+    """Add the volumes that are only read; the writable ones are returned."""
     writable: list[Bind] = []
-    late: list[Bind] = []
-    for number, (source, spec) in enumerate(config.volumes.items()):
+    for source, spec in config.volumes.items():
         bind = _volume(source, spec)
         if bind.writable:
             writable.append(bind)
-        elif _below(bind.target, config.working_dir) or _below(bind.target, "/tmp"):
-            hidden = f"{_VOLUMES}/{number}"
-            binds.append(Bind(bind.source, hidden))
-            late.append(Bind(hidden, bind.target))
         else:
             binds.append(bind)
-    return writable, late
+    return writable
 
 
 def _volume(source: str, spec: Mapping[str, str]) -> Bind:
@@ -359,6 +361,7 @@ def _with_image(plan: RuntimePlan, rootfs: str, real: str, files: Any) -> Runtim
         ConfigError: there is no such folder.
     """
     root = files.realpath(files.expanduser(rootfs))
+    given = {bind.target for bind in plan.image_binds}
     if not files.isdir(root) or root == "/":
         raise ConfigError(
             f"There is no root file system at {rootfs}",
@@ -386,7 +389,8 @@ def _with_image(plan: RuntimePlan, rootfs: str, real: str, files: Any) -> Runtim
         image=root,
         beside=plan.binds if python is None else (),
         volumes=plan.volumes,
-        late=plan.late,
+        image_binds=plan.image_binds,
+        late=tuple(bind for bind in plan.late if bind.target in given),
     )
 
 

@@ -65,7 +65,8 @@ _NUMBERS = (
 )  # fmt: skip
 _NUMBERS.update(
     open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434,
-    mount_setattr=442, close_range=436,
+    mount_setattr=442, close_range=436, landlock_create_ruleset=444, landlock_add_rule=445,
+    landlock_restrict_self=446,
 )  # fmt: skip
 
 CLONE_NEWNS = 0x00020000

@@ -41,6 +41,7 @@ class StartError(Exception):
 
 
 def main(control: int, plan_file: int) -> None:
+    os.umask(0o022)  # what is made for the sandbox's user must not depend on the caller's
     with open(plan_file, "rb") as file:
         plan = json.load(file)
     peer = socket.socket(fileno=control)

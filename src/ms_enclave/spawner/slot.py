@@ -271,7 +271,7 @@ def furnish(
         store = calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
         layered = True
         for name, target, mode, owner in (
-            ("work", work, 0o700, inside),
+            ("work", work, 0o755, inside),
             ("tmp", "/tmp", 0o1777, (base, base)),
         ):
             try:

@@ -443,7 +443,7 @@ def main(control: int, life: int, plan_file: int) -> None:
     for descriptor in (control, life, *(group["fd"] for group in plan["groups"])):
         os.set_inheritable(descriptor, False)
     calls.prctl(4, 1)  # SET_DUMPABLE: a carrier's copies fetch their channel from here
-    os.umask(0o077)
+    os.umask(0o022)
     calls.umount(root.CODE + "/ms_enclave")
     flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID | calls.MS_NODEV
     calls.mount("", "/", None, flags)
