@@ -164,7 +164,7 @@ def _members(source: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarIn
     source.seek(0)
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", _Careful(source)), mode="r:") as tar:
-            while (member := tar.next()) is not None:
+            for member in tar:
                 yield tar, member
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     except (tarfile.TarError, EOFError, OverflowError, RecursionError, UnicodeError) as error:

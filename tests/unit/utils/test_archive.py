@@ -303,6 +303,11 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
         extract_tar(buffer, tmp_path)
 
 
+def test_an_empty_archive_gives_an_empty_folder(tmp_path: Path) -> None:
+    assert extract_tar(archive(), tmp_path / "target").files == 0
+    assert contents(tmp_path) == {"target": None}
+
+
 def test_ten_thousand_files_come_out(tmp_path: Path) -> None:
     source = archive(*(member(f"d/{number}", b"x") for number in range(10_000)))
     assert extract_tar(source, tmp_path).files == 10_000
