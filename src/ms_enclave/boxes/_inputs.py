@@ -240,7 +240,7 @@ def normalise_stdin(stdin: object) -> bytes | BinaryIO | None:
     if isinstance(stdin, str):
         return _encodable("stdin", stdin)
     if isinstance(stdin, (bytes, bytearray, memoryview)):
-        return bytes(stdin)
+        return bytes(cast("bytes", stdin))
     if hasattr(stdin, "read") and not isinstance(stdin, io.TextIOBase):
         return cast("BinaryIO", stdin)
     kind = type(stdin).__name__

@@ -118,7 +118,7 @@ class Life(ABC):
             except BaseException as error:
                 self._set_status(SandboxStatus.ERROR, _reason(error))
                 raise
-            if self._status is not SandboxStatus.RUNNING:
+            if self._start_scope.cancelled_caught:
                 self._set_status(SandboxStatus.ERROR, "stopped while it was starting")
                 raise SandboxStateError(f"Sandbox {self.id} was stopped while it was starting")
 

@@ -102,7 +102,7 @@ class Sandbox(Life):
     too. A stop ends the calls that are still running, which raise `SandboxStateError`.
     """
 
-    sandbox_type: ClassVar[str]
+    sandbox_type: str
     """The name under which the backend is registered."""
 
     config_class: ClassVar[type[SandboxConfig]] = SandboxConfig
