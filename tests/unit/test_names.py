@@ -10,7 +10,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,12 @@ from ms_enclave.model import (
     SandboxType,
 )
 from ms_enclave.tools import ToolFactory
+from tests.support.subprocess_box import SubprocessSandbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ms_enclave.boxes import Sandbox
 
 ENUMS = "ExecutionStatus SandboxManagerType SandboxStatus SandboxType ToolType"
 CONFIGS = (
@@ -310,3 +316,49 @@ def test_private_views_of_a_sandbox_can_be_read() -> None:
     assert box.container is None
     assert len(box.id) == 8
     assert set(box.id) <= set("23456789abcdefghijkmnopqrstuvwxyz")
+
+
+# --- messages of a running sandbox ---
+
+
+@pytest.fixture
+async def box() -> AsyncIterator[Sandbox]:
+    tools = ["python_executor", "shell_executor", "file_operation"]
+    async with SubprocessSandbox({"tools_config": tools}) as sandbox:
+        yield sandbox
+
+
+async def test_messages_of_commands_have_the_words_that_callers_match(box: Sandbox) -> None:
+    late = await box.execute_command(["sleep", "60"], timeout=0.5)
+    assert (late.status, late.exit_code) == ("timeout", -1)
+    assert late.error == "Command timed out after 0.5 seconds"
+    failed = await box.execute_tool("shell_executor", {"command": ["sh", "-c", "exit 5"]})
+    assert failed.status == "error"
+    assert "Command failed with exit code 5" in (failed.error or "")
+    with pytest.raises(ValueError, match="No command provided"):
+        await box.execute_command("")
+
+
+async def test_messages_of_tools_have_the_words_that_callers_match(box: Sandbox) -> None:
+    path = f"{box.config.working_dir}/a"
+    for tool, parameters, message in [
+        ("python_executor", {"code": ""}, "No code provided"),
+        ("shell_executor", {"command": ""}, "No command provided"),
+        ("file_operation", {"operation": "paint", "file_path": path}, "Unknown operation: paint"),
+    ]:
+        result = await box.execute_tool(tool, parameters)
+        assert (result.status, result.error) == ("error", message)
+    written = await box.execute_tool(
+        "file_operation", {"operation": "write", "file_path": path, "content": "x"}
+    )
+    assert written.output == f"File written successfully: {path}"
+
+
+async def test_messages_of_transfers_have_the_words_that_callers_match(
+    box: Sandbox, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ValueError, match=f"put_dir source is not a directory: {nowhere}"):
+        await box.put_dir(str(nowhere), "/x")
+    with pytest.raises(ValueError, match="file_path must be an absolute path: x"):
+        await box.put_file("x", "content")
