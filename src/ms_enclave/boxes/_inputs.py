@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from ms_enclave.errors import ConfigError
 from ms_enclave.model import Limits, SandboxConfig
+from ms_enclave.model.base import say_what_is_invalid
 
 __all__ = [
     "ID_ALPHABET",
@@ -106,8 +107,8 @@ def _validated(model: type[_Model], values: Mapping[str, Any], what: str) -> _Mo
         return model.model_validate(dict(values))
     except ConfigError:
         raise
-    except ValueError as error:  # pydantic's ValidationError is one; its text names the field
-        raise ConfigError(f"Invalid {what}: {error}") from None
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise ConfigError(f"Invalid {what}: {say_what_is_invalid(error)}") from None
 
 
 # --- one call ---

@@ -12,6 +12,7 @@ from ms_enclave.boxes._inputs import new_sandbox_id
 from ms_enclave.errors import ConfigError, SandboxNotFoundError
 from ms_enclave.manager._languages import run_in
 from ms_enclave.model import SandboxManagerConfig, SandboxManagerType
+from ms_enclave.model.base import say_what_is_invalid
 from ms_enclave.registry import MANAGERS, Registry
 
 if TYPE_CHECKING:
@@ -351,5 +352,5 @@ def coerce_manager_config(
         return SandboxManagerConfig.model_validate({**given, **fields})
     except ConfigError:
         raise
-    except ValueError as error:  # pydantic's ValidationError is one; its text names the field
-        raise ConfigError(f"Invalid manager config: {error}") from None
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise ConfigError(f"Invalid manager config: {say_what_is_invalid(error)}") from None

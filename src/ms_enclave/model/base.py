@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-__all__ = ["StrictModel"]
+__all__ = ["StrictModel", "say_what_is_invalid"]
 
 
 class StrictModel(BaseModel):
@@ -55,6 +62,18 @@ class StrictModel(BaseModel):
         if isinstance(value, bool) and (field.annotation is float or float in choices):
             raise ValueError("must be a number, not a truth value")
         return value
+
+
+def say_what_is_invalid(error: ValueError) -> str:
+    """Each field that is wrong and why, on one line, of what a model raised."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems: list[str] = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        place = ".".join(map(str, problem["loc"]))
+        text = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{place}: {text}" if place else text)
+    return "; ".join(problems)
 
 
 def _unknown_keys(what: str, unknown: list[str], known: list[str]) -> str:
