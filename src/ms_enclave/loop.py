@@ -175,7 +175,7 @@ class _Portal:
         self.jobs: set[_Job[Any]] = set()
         self.closers: dict[object, tuple[Callable[[], Awaitable[object]], bool]] = {}
         self._stop = asyncio.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # collected generators are closed wherever they were
         self._closed = False
         # A daemon, or the interpreter would wait for it before it calls `atexit`; the worker
         # threads that it starts inherit that.
@@ -271,7 +271,7 @@ class _Here(threading.local):
 
 _state = _State()
 _here = _Here()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _current() -> _Portal:
@@ -399,7 +399,9 @@ def iterate(
         while (item := call(step)) is not _END:
             yield item
     finally:
-        call(generator.aclose)
+        # On the loop's own thread only the garbage collector ends it; the loop closes it then.
+        if _here.portal is None:
+            call(generator.aclose)
 
 
 @contextlib.contextmanager
@@ -501,7 +503,7 @@ def _exit() -> None:
 def _after_fork() -> None:
     """In a forked child: the thread is gone, and its channels belong to the parent."""
     global _lock, _here  # the parent's may be held for ever
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _here = _Here()
     portal, _state.portal = _state.portal, None
     if portal is not None:
