@@ -449,3 +449,24 @@ def test_doctor_finds_the_embedded_sandbox_and_its_guards() -> None:
     assert (found["works"], found["tier"]) == (True, "namespace")
     assert "on" in found["guards"].values()
     assert all(problem["remedy"] for problem in found["problems"])
+
+
+@pytest.mark.namespaces
+def test_a_cold_run_finds_the_station_that_was_launched_ahead() -> None:
+    source = textwrap.dedent(
+        """
+        import sys
+        from ms_enclave.boxes._process_ahead import start_ahead
+        start_ahead()
+        assert not {"pydantic", "anyio", "asyncio"} & set(sys.modules), "slow to import"
+        from ms_enclave.spawner import launch
+        assert len(launch._ahead) == 1
+        from ms_enclave import blocking
+        print(blocking.run("print(1)").stdout, len(launch._ahead))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, timeout=60, check=False
+    )
+    assert done.stderr == b""
+    assert done.stdout == b"1\n 0\n"
