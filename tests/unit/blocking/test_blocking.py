@@ -160,3 +160,71 @@ def test_files_are_iterated_both_ways() -> None:
         for _ in box.files.read_stream("big"):
             break
         assert [entry.name for entry in box.files.list()] == ["big"]
+
+
+def test_a_sandbox_does_everything_without_async(tmp_path: Path) -> None:
+    install()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("from the host\n")
+    with blocking.SandboxFactory.create_sandbox(
+        "subprocess", {"tools_config": ["shell_executor"]}
+    ) as box:
+        home = box.config.working_dir
+        assert box.execute_command("cat", stdin=b"in").stdout == "in"
+        assert box.run_code("import sys; print(sys.argv[1])", args=["x"]).stdout == "x\n"
+        assert box.execute_tool("shell_executor", {"command": "echo hi"}).output is not None
+        assert box.list_tools() == list(box.get_available_tools()) == ["shell_executor"]
+        assert box.get_tool("shell_executor") is not None
+        box.put_dir(tmp_path / "in", "put")
+        box.put_file(f"{home}/put/b", "text")
+        assert box.get_file("put/a") == b"from the host\n"
+        archive = b"".join(box.get_archive("put"))
+        box.put_archive("again", iter([archive[:700], archive[700:]]))
+        box.get_dir("again", tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").rglob("?")) == ["a", "b"]
+        assert box.capabilities == {"python"}
+        assert box.isolation.tier == "none"
+        assert box.created_at <= box.updated_at
+        assert (box.metadata, box.client, box.container) == ({}, None, None)
+        box.stop()
+        box.cleanup()
+        assert box.status == "stopped"
+
+
+def test_files_do_everything_without_async() -> None:
+    install()
+    with blocking.SandboxFactory.create_sandbox("subprocess") as box:
+        files = box.files
+        files.mkdir("d/e")
+        files.write("d/f", "one\ntwo\n")
+        assert files.exists("d/f")
+        assert files.stat("d/f").size == 8
+        assert files.read("d/f", offset=4) == b"two\n"
+        assert files.replace("d/f", "two", "three") == 1
+        assert files.read_text("d/f") == "one\nthree\n"
+        assert [match.line for match in files.search("thr", "d")] == [2]
+        files.move("d/f", "g")
+        files.remove("d", recursive=True)
+        assert [entry.name for entry in files.list()] == ["g"]
+
+
+def test_a_manager_does_everything_without_async(script: Script, tmp_path: Path) -> None:
+    install()
+    manager = blocking.LocalSandboxManager(clock=None)
+    manager.start()
+    made = manager.create_sandbox("subprocess", {"tools_config": ["shell_executor"]})
+    assert set(manager.get_sandbox_tools(made)) == {"shell_executor"}
+    (tmp_path / "a").write_text("a")
+    manager.put_dir(made, tmp_path, "put")
+    found = manager.get_sandbox(made)
+    assert found is not None
+    manager.put_archive(made, "again", b"".join(found.get_archive("put")))
+    assert manager.execute_tool(made, "shell_executor", {"command": "cat put/a"}).success
+    manager.renew(made, 60)
+    assert manager.cleanup_expired() == []
+    assert manager.stop_sandbox(made)
+    assert manager.get_sandbox("none") is None
+    manager.initialize_pool(1, "nothing")
+    manager.cleanup_all_sandboxes()
+    assert not manager.delete_sandbox(made)
+    manager.stop()

@@ -536,3 +536,65 @@ async def test_a_stop_ends_loans_and_those_who_wait(script: Script) -> None:
             await waiting
     assert manager._sandbox_pool == []
     assert not script.open_now
+
+
+async def test_a_start_waits_for_the_stop_that_is_under_way(script: Script) -> None:
+    manager = LocalSandboxManager()
+    await manager.create_sandbox("nothing")
+    await asyncio.gather(manager.stop(), manager.stop(), manager.start())
+    assert manager._running
+    assert not script.open_now
+    assert len(script.released) == 1
+    await manager.create_sandbox("nothing")
+    await manager.stop()
+
+
+async def test_an_error_of_the_stop_alone_is_raised_by_the_block(script: Script) -> None:
+    with pytest.raises(SandboxLostError, match="stuck"):
+        async with LocalSandboxManager() as manager:
+            await manager.create_sandbox("nothing")
+            script.closing_fails = SandboxLostError("stuck")
+
+
+async def test_cleaning_up_all_says_what_stayed(
+    manager: LocalSandboxManager, script: Script
+) -> None:
+    for _ in range(3):
+        await manager.create_sandbox("nothing")
+    script.closing_fails = SandboxLostError("stuck")
+    with pytest.raises(SandboxLostError):
+        await manager.cleanup_all_sandboxes()
+    assert await manager.cleanup_expired() == []
+    script.closing_fails = None
+    await manager.cleanup_all_sandboxes()
+    assert manager._sandboxes == {}
+
+
+async def test_a_sandbox_put_into_the_table_is_cleaned_up_by_its_own_times(
+    manager: LocalSandboxManager, script: Script
+) -> None:
+    box = Nothing(sandbox_id="theirs")
+    await box.start()
+    box.created_at = datetime.now(timezone.utc) - timedelta(hours=49)
+    manager._sandboxes["theirs"] = box
+    assert await manager.cleanup_expired() == ["theirs"]
+
+
+async def test_a_pool_stays_equal_when_the_caller_s_config_changes(
+    manager: LocalSandboxManager, script: Script
+) -> None:
+    config = ProcessSandboxConfig(timeout=5)
+    await manager.initialize_pool(1, "nothing", config)
+    config.timeout = 9
+    for _ in range(2):
+        async with manager.borrow(timeout=5) as box:
+            assert box.config.timeout == 5
+
+
+async def test_what_a_backend_raises_reaches_the_caller_and_leaves_nothing(
+    manager: LocalSandboxManager, script: Script
+) -> None:
+    script.opening_fails = RuntimeError("port is already allocated")
+    with pytest.raises(RuntimeError, match="port is already allocated"):
+        await manager.create_sandbox("nothing")
+    assert manager._sandboxes == {}
