@@ -275,7 +275,7 @@ class CommandContract(SandboxSuite):
                     "-",
                     daemon,
                 ],
-                timeout=1,
+                timeout=2,
             )
             assert result.verdict == Verdict.WALL_TIMEOUT
 
@@ -326,8 +326,8 @@ class CommandContract(SandboxSuite):
         began = time.monotonic()
         async with anyio.create_task_group() as group:
             for _ in range(9):
-                group.start_soon(box.execute_command, "sleep 1")
+                group.start_soon(box.execute_command, "sleep 2")
             quick = await box.execute_command("echo quick")
             assert quick.stdout == "quick\n"
-            assert time.monotonic() - began < 1
-        assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 12
