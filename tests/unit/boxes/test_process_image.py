@@ -291,7 +291,8 @@ def test_the_image_for_this_machine_is_taken(tmp_path: Path) -> None:
 
 
 def test_one_of_several_images_is_chosen_by_its_name(tmp_path: Path) -> None:
-    archive, rows = Archive(layer(("one", b"1"))), []
+    archive = Archive(layer(("one", b"1")))
+    rows: list[dict[str, Any]] = []
     for name in ("one", "two"):
         made = Archive(layer((name, b"1")))
         key = "org.opencontainers.image.ref.name"
