@@ -495,7 +495,10 @@ def _exception(body: dict[str, Any], about: str) -> Exception:
 
 def _clean(text: str) -> str:
     """Text of a guest's without what cannot be written down, and not endless."""
-    return text[:_SHOWN].encode("utf-8", "replace").decode("utf-8")
+    text = text[:_SHOWN]
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _number(body: dict[str, Any], name: str) -> int:
@@ -534,7 +537,7 @@ def _search_match(path: str, entry: list[Any]) -> SearchMatch:
         raise protocol.FrameError("a search result that is none")
     found = _joined(path, _relative(entry[0])) if entry[0] else _clean(path)
     line = min(max(entry[1], 1), _INT64 - 1)
-    return SearchMatch(path=found, line=line, text=_clean(entry[2]))
+    return SearchMatch.model_construct(path=found, line=line, text=_clean(entry[2]))
 
 
 def _relative(name: object) -> str:
@@ -556,7 +559,8 @@ def _file_info(path: str, body: dict[str, Any]) -> FileInfo:
     kind, modified = body.get("type"), body.get("modified")
     if kind not in _KINDS or not isinstance(modified, (int, float)) or abs(modified) > 1e15:
         raise protocol.FrameError("a file as none can be")
-    return FileInfo(
+    # Checked here already, and there may be a hundred thousand of them.
+    return FileInfo.model_construct(
         path=_clean(path),
         name=_clean(os.path.basename(path.rstrip("/")) or path),
         type=kind,

@@ -411,7 +411,11 @@ def become_subreaper() -> bool:
 
 
 def descendants(root: int) -> tuple[set[int], set[int]]:
-    """The processes below one: those that live, and those of them that are not stopped."""
+    """The processes below one: those that live, and those of them that can do something.
+
+    What is stopped cannot; nor can what waits in the kernel, as the parent of a `vfork` does for
+    a child that was stopped before it had become another program.
+    """
     below = _families()
     alive: set[int] = set()
     moving: set[int] = set()
@@ -421,7 +425,7 @@ def descendants(root: int) -> tuple[set[int], set[int]]:
             todo.append(pid)
             if state not in "ZX":
                 alive.add(pid)
-                if state not in "Tt":
+                if state not in "TtD":
                     moving.add(pid)
     return alive, moving
 

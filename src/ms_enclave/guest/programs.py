@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from .call import Call
     from .loop import Loop, Steps
 
-__all__ = ["OPERATIONS", "kill_tree"]
+__all__ = ["OPERATIONS", "kill_everything"]
 
 _ROUND = 4  # reads of one pipe before others have their turn
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_STOP_ROUNDS = 50
 _SUPERVISOR_GRACE = 100  # pauses that a supervisor may take to end once nothing is below it
 _LIMITS = ("cpu", "file_size", "nofile", "data")
 
@@ -222,27 +223,51 @@ def _target(call: Call) -> Any:
 
 
 def kill_tree(child: execution.Child) -> Steps[None]:
-    """Kill all that is below a supervisor, which then ends by itself.
+    """Kill all that is below a supervisor, which then ends by itself."""
+    hunt = _Hunt(child.supervisor)
+    while not child.gone:
+        yield hunt.round()
+
+
+def kill_everything(loop: Loop) -> Steps[None]:
+    """Kill whatever was started and still runs, also what was left running on purpose."""
+    hunts: dict[int, _Hunt] = {}
+    while loop.owned:
+        pauses = [hunts.setdefault(pid, _Hunt(pid)).round() for pid in loop.owned]
+        yield min(pauses)
+
+
+class _Hunt:
+    """Kills what is below one process, round by round.
 
     Everything is stopped before anything is killed: what is stopped cannot start anything, so
     that even a chain of processes that replace each other comes to an end.
     """
-    pause = _FIRST_PAUSE
-    idle = 0
-    while not child.gone:
-        alive, moving = execution.descendants(child.supervisor)
+
+    def __init__(self, supervisor: int) -> None:
+        self._supervisor = supervisor
+        self._rounds = 0
+        self._idle = 0
+        self._pause = _FIRST_PAUSE
+
+    def round(self) -> float:
+        """Do what can be done now; gives the seconds to wait before the next round."""
+        alive, moving = execution.descendants(self._supervisor)
         for pid in moving:
             _signal(pid, signal.SIGSTOP)
-        if not moving or pause >= _LONGEST_PAUSE:
+        self._rounds += 1
+        stopping = bool(moving) and self._rounds <= _STOP_ROUNDS
+        if not stopping:
             for pid in alive:
                 _signal(pid, signal.SIGKILL)
-        _signal(child.supervisor, signal.SIGCONT)  # any program may have stopped it
-        idle = 0 if alive else idle + 1
-        if idle > _SUPERVISOR_GRACE:
-            _signal(child.supervisor, signal.SIGKILL)
-        yield 0 if moving else pause
-        if not moving:
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        _signal(self._supervisor, signal.SIGCONT)  # any program may have stopped it
+        self._idle = 0 if alive else self._idle + 1
+        if self._idle > _SUPERVISOR_GRACE:
+            _signal(self._supervisor, signal.SIGKILL)
+        if stopping:
+            return 0
+        pause, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
 
 
 def _kill_orphans(loop: Loop) -> Steps[None]:

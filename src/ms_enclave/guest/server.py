@@ -95,11 +95,13 @@ class _Server:
         """Cancel all calls and wait, within bounds, until what they started is gone."""
         self._out.clear()
         self._open = False
+        self.loop.unwatch(self._connection.fileno())
         for call in list(self._calls.values()):
             self.loop.cancel(call.task)
-        self.loop.unwatch(self._connection.fileno())
+        rest = Task(programs.kill_everything(self.loop), lambda _failure, _result: None)
+        self.loop.start(rest)
         deadline = time.monotonic() + _FAREWELL
-        while self._calls and time.monotonic() < deadline:
+        while (self._calls or not rest.ended) and time.monotonic() < deadline:
             self.loop.poll(0.1)
             self.loop.run_ready()
 

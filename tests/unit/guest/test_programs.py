@@ -1,0 +1,440 @@
+"""Programs run by a real guest: streams, ends, limits, and all that they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from ms_enclave.channel import SpawnRequest
+from ms_enclave.errors import ConfigError
+from ms_enclave.model.limits import ResolvedLimits
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteReceiveStream
+
+    from ms_enclave.channel import Exit, Process
+    from tests.support.guests import Guest
+
+ENV = {"PATH": os.defpath, "NAME": "é"}
+MIB = 1 << 20
+
+
+def request(*argv: str, **options: Any) -> SpawnRequest:
+    options.setdefault("cwd", ".")
+    options.setdefault("env", ENV)
+    return SpawnRequest(argv=argv or None, **options)
+
+
+async def read_all(stream: ByteReceiveStream) -> bytes:
+    data = bytearray()
+    try:
+        while True:
+            data += await stream.receive()
+    except anyio.EndOfStream:
+        return bytes(data)
+
+
+async def run(guest: Guest, wanted: SpawnRequest, stdin: bytes = b"") -> tuple[Exit, bytes, bytes]:
+    """Run to the end, everything at the same time."""
+    process = await guest.connection.spawn(wanted)
+    try:
+        async with anyio.create_task_group() as group:
+
+            async def feed() -> None:
+                if process.stdin is not None:
+                    try:
+                        await process.stdin.send(stdin)
+                    except anyio.BrokenResourceError:
+                        return
+                    await process.stdin.aclose()
+
+            found: dict[str, bytes] = {}
+
+            async def take(name: str) -> None:
+                found[name] = await read_all(getattr(process, name))
+
+            group.start_soon(feed)
+            group.start_soon(take, "stdout")
+            group.start_soon(take, "stderr")
+        return await process.wait(), found["stdout"], found["stderr"]
+    finally:
+        await process.aclose()
+
+
+def alive(marker: str) -> list[int]:
+    """Processes with a word in their command line."""
+    found: list[int] = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    words = file.read().split(b"\0")
+            except OSError:
+                continue
+            if marker.encode() in words:
+                found.append(int(entry))
+    return found
+
+
+async def appears(path: Any) -> None:
+    with anyio.fail_after(10):
+        while not path.exists():
+            await asyncio.sleep(0.005)
+
+
+async def test_streams_come_back_apart_and_the_status_too(guest: Guest) -> None:
+    ended, out, err = await run(guest, request("sh", "-c", "echo out; echo err >&2; exit 5"))
+    assert (ended.exit_code, ended.signal, ended.cause) == (5, None, None)
+    assert (out, err) == (b"out\n", b"err\n")
+    assert ended.source == "rusage"
+    assert 0 <= ended.cpu_user < 5
+    assert ended.peak_memory
+    assert ended.peak_memory > 100_000
+
+
+async def test_a_signal_is_told_apart_from_a_status(guest: Guest) -> None:
+    ended, _, _ = await run(guest, request("sh", "-c", "kill -SEGV $$"))
+    assert (ended.exit_code, ended.signal) == (139, signal.SIGSEGV)
+
+
+async def test_it_has_its_folder_its_environment_and_no_more_descriptors(guest: Guest) -> None:
+    (guest.folder / "sub").mkdir()
+    _, out, _ = await run(guest, request("sh", "-c", "pwd; env", cwd="sub"))
+    lines = out.decode().splitlines()
+    assert lines[0] == f"{guest.folder}/sub"
+    assert {line for line in lines[1:] if line[:2] not in ("_=", "PW", "SH", "OL")} == {
+        f"PATH={os.defpath}",
+        "NAME=é",
+    }
+    _, out, _ = await run(guest, request("ls", "/proc/self/fd"))
+    assert out.split() == [b"0", b"1", b"2", b"3"]  # the last is the folder that it reads
+    _, out, _ = await run(guest, request("sh", "-c", "umask; ulimit -c; cat /proc/self/status"))
+    assert out.startswith((b"0022\n0\n", b"0022\n1\n"))
+    status = dict(line.split(":\t", 1) for line in out.decode().splitlines() if ":\t" in line)
+    assert int(status["SigBlk"], 16) == 0
+    assert int(status["SigIgn"], 16) == 0
+
+
+async def test_standard_input_is_fed_or_empty(guest: Guest) -> None:
+    _, out, _ = await run(guest, request("cat"))
+    assert out == b""
+    data = bytes(range(256)) * 4000
+    _, out, _ = await run(guest, request("cat", stdin=True), data)
+    assert out == data
+
+
+async def test_a_program_need_not_read_its_input(guest: Guest) -> None:
+    ended, out, _ = await run(
+        guest, request("sh", "-c", "exec <&-; echo x", stdin=True), bytes(MIB)
+    )
+    assert (ended.exit_code, out) == (0, b"x\n")
+
+
+async def test_who_feeds_a_program_that_closed_its_input_is_told(guest: Guest) -> None:
+    process = await guest.connection.spawn(request("sh", "-c", "exec <&-; sleep 100", stdin=True))
+    assert process.stdin is not None
+    with anyio.fail_after(10), pytest.raises(anyio.BrokenResourceError):
+        while True:
+            await process.stdin.send(bytes(1000))
+    await process.aclose()
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        (("no-such-program",), 127, b"no-such-program: not found"),
+        (("/no/such/program",), 127, b"not found"),
+        (("./plain",), 126, b"Permission denied"),
+        (("/",), 126, b"Permission denied"),
+        (("",), 127, b"not found"),
+    ],
+)
+async def test_what_cannot_be_run_ends_as_in_a_shell(
+    guest: Guest, argv: tuple[str, ...], status: int, text: bytes
+) -> None:
+    (guest.folder / "plain").write_text("x")
+    ended, out, err = await run(guest, request(*argv))
+    assert (ended.exit_code, ended.cause, out) == (status, None, b"")
+    assert text in err
+
+
+async def test_a_script_without_an_interpreter_line_runs_in_the_shell(guest: Guest) -> None:
+    (guest.folder / "script").write_text('echo "$0" "$1"\n')
+    (guest.folder / "script").chmod(0o755)
+    ended, out, _ = await run(guest, request("./script", "a b"))
+    assert (ended.exit_code, out) == (0, b"./script a b\n")
+
+
+@pytest.mark.parametrize("options", [{"cwd": "missing"}, {"user": "no-such-user"}])
+async def test_where_and_who_that_cannot_be_is_126(guest: Guest, options: dict[str, Any]) -> None:
+    ended, _, err = await run(guest, request("true", **options))
+    assert ended.exit_code == 126
+    assert b"cannot" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("user", ["nobody", 65534, "65534", 54321])
+async def test_it_runs_as_the_user_asked_for(guest: Guest, user: str | int) -> None:
+    os.chmod(guest.folder, 0o755)
+    _, out, err = await run(guest, request("sh", "-c", "id -u; id -G", user=user, cwd="/"))
+    number = 54321 if user == 54321 else 65534
+    assert out.split() == [str(number).encode(), str(number).encode()], err
+
+
+async def test_code_runs_as_main_whatever_its_length(guest: Guest) -> None:
+    code = "import sys\nprint(__name__, sys.argv[1:], sys.stdin.read())\n"
+    for text in (code, code + "#" * 300_000):
+        wanted = request(code=text, args=("a", "b c"), stdin=True)
+        ended, out, err = await run(guest, wanted, b"in")
+        assert (ended.exit_code, out) == (0, b"__main__ ['a', 'b c'] in\n"), err
+
+
+async def test_code_of_more_than_a_request_holds_is_refused(guest: Guest) -> None:
+    with pytest.raises(ConfigError):
+        await guest.connection.spawn(request(code="#" * (9 * MIB)))
+    assert await guest.connection.exists(".")
+
+
+@pytest.mark.parametrize(
+    "options", [{"cwd": "a\0"}, {"env": {"A": "\0"}}, {"env": {"A=": "x"}}, {"env": {"": "x"}}]
+)
+async def test_what_no_program_can_be_given_is_refused(
+    guest: Guest, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        await guest.connection.spawn(request("true", **options))
+    with pytest.raises(ConfigError):
+        await guest.connection.spawn(request("echo", "\0"))
+
+
+async def test_arguments_that_the_kernel_refuses_end_the_program(guest: Guest) -> None:
+    ended, _, err = await run(guest, request("true", "x" * 200_000))
+    assert ended.exit_code == 126
+    assert b"too long" in err
+
+
+async def test_limits_hold(guest: Guest) -> None:
+    limits = ResolvedLimits(cpu_time=1, file_size=1000, nofile=20)
+    ended, out, _ = await run(
+        guest, request("sh", "-c", "ulimit -n; while :; do :; done", limits=limits)
+    )
+    assert (ended.signal, out) == (signal.SIGXCPU, b"20\n")
+    assert ended.cpu_user + ended.cpu_system > 0.7  # the kernel's limit counts in ticks
+    ended, _, _ = await run(guest, request("dd", "if=/dev/zero", "of=f", limits=limits))
+    assert (ended.signal, (guest.folder / "f").stat().st_size) == (signal.SIGXFSZ, 1000)
+
+
+async def test_signals_reach_the_program_and_an_ended_one_ignores_them(guest: Guest) -> None:
+    code = "trap 'echo got; exit 4' USR1; : > ready; while :; do sleep 0.01; done"
+    process = await guest.connection.spawn(request("sh", "-c", code))
+    await appears(guest.folder / "ready")
+    await process.send_signal(signal.SIGUSR1)
+    assert (await process.wait()).exit_code == 4
+    await process.send_signal(signal.SIGUSR1)
+    assert await read_all(process.stdout) == b"got\n"
+    await process.aclose()
+    await process.aclose()
+
+
+# --- what is left behind ---
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for number in range(3):
+            os.close(number)
+        open("ready", "w").close()
+        while True:
+            time.sleep(0.01)
+    os._exit(0)
+os.wait()
+if sys.argv[1] == "stay":
+    time.sleep(100)
+"""
+
+
+async def test_kill_reaches_daemons_and_returns_when_all_are_gone(guest: Guest) -> None:
+    process = await guest.connection.spawn(request(code=DAEMON, args=("stay", "marker-a")))
+    await appears(guest.folder / "ready")
+    assert len(alive("marker-a")) == 2
+    with anyio.fail_after(5):
+        await process.kill()
+    assert alive("marker-a") == []
+    assert (await process.wait()).signal == signal.SIGKILL
+    await process.kill()
+    await process.aclose()
+
+
+async def test_a_daemon_of_a_program_that_ended_lives_until_it_is_killed(guest: Guest) -> None:
+    process = await guest.connection.spawn(request(code=DAEMON, args=("go", "marker-b")))
+    with anyio.fail_after(10):
+        assert (await process.wait()).exit_code == 0
+    assert len(alive("marker-b")) == 1
+    await process.kill()
+    assert alive("marker-b") == []
+    await process.aclose()
+
+
+async def test_closing_kills_what_runs_and_leaves_what_was_left(guest: Guest) -> None:
+    process = await guest.connection.spawn(request(code=DAEMON, args=("stay", "marker-c")))
+    await appears(guest.folder / "ready")
+    await process.aclose()
+    assert alive("marker-c") == []
+    (guest.folder / "ready").unlink()
+    process = await guest.connection.spawn(request(code=DAEMON, args=("go", "marker-d")))
+    await process.wait()
+    await process.aclose()
+    assert len(alive("marker-d")) == 1
+    # The guest takes it along when it ends: the leak check of this test proves it.
+
+
+async def test_a_cancelled_start_leaves_nothing(guest: Guest) -> None:
+    for pause in (0, 0.001, 0.003, 0.01):
+        process = None
+        with anyio.move_on_after(pause):
+            process = await guest.connection.spawn(request("sh", "-c", "sleep 1000", "marker-e"))
+        if process is not None:
+            await process.aclose()
+    with anyio.fail_after(10):
+        while alive("marker-e"):
+            await asyncio.sleep(0.01)
+
+
+BOMB = """
+import os, time
+open("ready", "w").close()
+while True:
+    if os.fork() == 0:
+        os.setsid()
+    else:
+        os._exit(0)
+"""
+
+
+async def test_a_chain_of_processes_that_replace_each_other_is_caught(guest: Guest) -> None:
+    process = await guest.connection.spawn(request(code=BOMB, args=("marker-f",)))
+    await appears(guest.folder / "ready")
+    assert (await process.wait()).exit_code == 0
+    with anyio.fail_after(20):
+        await process.kill()
+    assert alive("marker-f") == []
+    await process.aclose()
+
+
+SUPERVISOR_KILLER = """
+import os, signal, time
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(1000)
+os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(1000)
+"""
+
+
+async def test_a_program_that_kills_its_supervisor_is_killed_with_its_children(
+    guest: Guest,
+) -> None:
+    process = await guest.connection.spawn(request(code=SUPERVISOR_KILLER, args=("marker-g",)))
+    with anyio.fail_after(10):
+        assert (await process.wait()).signal == signal.SIGKILL
+        await process.kill()
+    assert alive("marker-g") == []
+    await process.aclose()
+
+
+async def test_a_program_that_stops_its_supervisor_is_killed_too(guest: Guest) -> None:
+    code = "import os, time; os.kill(os.getppid(), 19); open('ready', 'w'); time.sleep(1000)"
+    process = await guest.connection.spawn(request(code=code, args=("marker-h",)))
+    await appears(guest.folder / "ready")
+    with anyio.fail_after(10):
+        await process.kill()
+        assert (await process.wait()).signal == signal.SIGKILL
+    assert alive("marker-h") == []
+    await process.aclose()
+
+
+async def test_a_background_child_that_holds_the_pipes_does_not_hold_up_the_end(
+    guest: Guest,
+) -> None:
+    process = await guest.connection.spawn(request("sh", "-c", "echo first; sleep 1000 &"))
+    with anyio.fail_after(10):
+        assert (await process.wait()).exit_code == 0
+        assert await process.stdout.receive() == b"first\n"
+    await process.kill()
+    assert await read_all(process.stdout) == b""
+    await process.aclose()
+
+
+# --- much ---
+
+
+async def test_what_was_written_before_the_end_is_there_at_the_end(guest: Guest) -> None:
+    for _ in range(20):
+        process = await guest.connection.spawn(request("sh", "-c", "printf %05000d 0"))
+        await process.wait()
+        data = b""
+        while len(data) < 5000:
+            data += await process.stdout.receive()
+        await process.aclose()
+
+
+async def test_a_hundred_mebibytes_flow_in_bounded_memory(guest: Guest) -> None:
+    process = await guest.connection.spawn(request("head", "-c", str(100 * MIB), "/dev/zero"))
+    before, peak, size = guest.memory, 0, 0
+    async with anyio.create_task_group() as group:
+        group.start_soon(read_all, process.stderr)
+        try:
+            while True:
+                size += len(await process.stdout.receive())
+                if size % (8 * MIB) < 65536:
+                    peak = max(peak, await anyio.to_thread.run_sync(lambda: guest.memory))
+        except anyio.EndOfStream:
+            pass
+    assert size == 100 * MIB
+    assert peak - before < 8 * MIB
+    await process.aclose()
+
+
+async def test_output_that_nobody_reads_stops_the_program_and_nothing_else(guest: Guest) -> None:
+    process = await guest.connection.spawn(request("yes"))
+    before = guest.memory
+    for _ in range(50):
+        assert await guest.connection.exists(".")
+        await asyncio.sleep(0.01)
+    assert guest.memory - before < 8 * MIB
+    with anyio.fail_after(5):
+        await process.kill()
+        assert (await process.wait()).signal == signal.SIGKILL
+    await process.aclose()
+
+
+async def test_many_run_at_the_same_time(guest: Guest) -> None:
+    async def one(number: int) -> None:
+        wanted = request("sh", "-c", f"cat; echo {number}", stdin=True)
+        ended, out, _ = await run(guest, wanted, b"x" * 50_000)
+        assert (ended.exit_code, out) == (0, b"x" * 50_000 + b"%d\n" % number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(40):
+            group.start_soon(one, number)
+
+
+async def test_a_receive_that_is_cancelled_loses_nothing(guest: Guest) -> None:
+    code = "i=0; while [ $i -lt 200 ]; do echo $i; i=$((i+1)); sleep 0.001; done"
+    process: Process = await guest.connection.spawn(request("sh", "-c", code))
+    data = b""
+    try:
+        while True:
+            with anyio.move_on_after(0.0005):
+                data += await process.stdout.receive(3)
+    except anyio.EndOfStream:
+        pass
+    assert data == b"".join(b"%d\n" % number for number in range(200))
+    await process.aclose()
