@@ -13,7 +13,7 @@ import sys
 import time
 
 from . import archive, files, programs, protocol, search
-from .call import Call, Refused
+from .call import Call
 from .loop import READ, WRITE, Cancelled, Loop, Task
 
 TYPE_CHECKING = False
@@ -254,8 +254,6 @@ def _describe(failure: object) -> dict[str, Any]:
         return {"errno": failure.errno}
     if isinstance(failure, MemoryError):
         return {"errno": errno.ENOMEM}
-    if isinstance(failure, Refused):
-        return {"refused": str(failure)[:1000]}
-    if isinstance(failure, ValueError):  # Python's own, as for a path that cannot be
-        return {"refused": f"{failure:.1000}"}
-    return {"errno": errno.EIO, "detail": f"{type(failure).__name__}: {failure:.1000}"}
+    if isinstance(failure, (ValueError, OverflowError)):
+        return {"refused": str(failure)[:1000]}  # Python's own, too, as for a path that cannot be
+    return {"errno": errno.EIO, "detail": f"{type(failure).__name__}: {str(failure)[:1000]}"}

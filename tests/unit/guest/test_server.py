@@ -129,7 +129,7 @@ def test_a_request_without_sense_is_an_error_of_that_call_only(body: dict[str, A
         assert guest.end_of(2)[0] == protocol.RESULT
 
 
-@pytest.mark.parametrize("body", [{"op": "signal", "call": 9}, {"op": "kill", "call": "x"}])
+@pytest.mark.parametrize("body", [{"op": "signal", "call": 9}, {"op": "kill", "call": 1}])
 def test_a_signal_to_nobody_changes_nothing(body: dict[str, Any]) -> None:
     with raw_guest() as guest:
         guest.send(HELLO)
