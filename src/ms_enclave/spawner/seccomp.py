@@ -45,6 +45,25 @@ ARCHITECTURES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64
 _X32 = 0x40000000
 _NEW_NAMESPACES = 0x7E020000
 
+_ALL = 0xFFFFFFFF
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_STREAM, _DATAGRAM = 1, 2
+_TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
+
+# Families, and of the internet's only the protocols that programs use: a family's number is not
+# the only way to SCTP, SMC or MPTCP, each of which the host's kernel would load a module for.
+_SOCKETS = [
+    [(0, _ALL, _UNIX)],
+    [(0, _ALL, _NETLINK), (2, _ALL, 0)],  # NETLINK_ROUTE
+    *(
+        [(0, _ALL, family), (1, 0xF, kind), (2, _ALL, protocol)]
+        for family, echo in ((_INET, _ICMP), (_INET6, _ICMP6))
+        for kind, protocol in (
+            (_STREAM, 0), (_STREAM, _TCP), (_DATAGRAM, 0), (_DATAGRAM, _UDP), (_DATAGRAM, echo),
+        )
+    ),
+]  # fmt: skip
+
 # Name to (action if one of the alternatives holds, action if none does, alternatives). An
 # alternative is a list of (argument, mask, value) that all have to hold.
 CHECKED = {
@@ -53,16 +72,7 @@ CHECKED = {
         ALLOW, EPERM, [[(0, 0xFFFFFFFF, value)] for value in (0, 0x40000, 0xFFFFFFFF)],
     ),
     "seccomp": (ALLOW, EPERM, [[(1, 8, 0)]]),  # no listener that would answer for others
-    "socket": (
-        ALLOW,
-        EPERM,
-        [
-            [(0, 0xFFFFFFFF, 1)],  # AF_UNIX
-            [(0, 0xFFFFFFFF, 2)],  # AF_INET
-            [(0, 0xFFFFFFFF, 10)],  # AF_INET6
-            [(0, 0xFFFFFFFF, 16), (2, 0xFFFFFFFF, 0)],  # AF_NETLINK, NETLINK_ROUTE
-        ],
-    ),
+    "socket": (ALLOW, EPERM, _SOCKETS),
     "socketpair": (ALLOW, EPERM, [[(0, 0xFFFFFFFF, 1)]]),
     # TIOCSTI and TIOCLINUX, which put words into somebody else's terminal
     "ioctl": (EPERM, ALLOW, [[(1, 0xFFFFFFFF, 0x5412)], [(1, 0xFFFFFFFF, 0x541C)]]),
