@@ -12,7 +12,8 @@ of it where mount and pid namespaces stand already (`second_wall`):
   may end what the other started. Between sandboxes the namespaces hold that.
 
 Formats: linux/landlock.h. A domain also keeps its processes from looking into others (ptrace and
-its relatives), which is why it is entered last.
+its relatives), which is why it is entered last; under hidepid=2 they do not even see others in
+/proc, so that `ps` of one call does not show what another call left running.
 """
 
 from __future__ import annotations
