@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CI = os.environ.get("CI") == "true"
-NEVER_SKIPPED_IN_CI = ("docker", "namespaces", "toolchain")
+NEVER_SKIPPED_IN_CI = ("docker", "toolchain")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,11 +77,11 @@ def _why_no_namespaces() -> str | None:
 
 @pytest.fixture(autouse=True)
 def what_the_machine_needs(request: pytest.FixtureRequest) -> None:
-    """Skip a test marked `namespaces` where they cannot be had, saying why."""
+    """Skip a test marked `namespaces` where they cannot be had, saying why; fail it in CI."""
     if request.node.get_closest_marker("namespaces") is not None:
         reason = _why_no_namespaces()
         if reason is not None:
-            pytest.skip(reason)
+            (pytest.fail if CI else pytest.skip)(reason)
 
 
 @pytest.fixture(autouse=True)
