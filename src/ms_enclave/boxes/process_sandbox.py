@@ -19,7 +19,7 @@ from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
 from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
-from ms_enclave.errors import CapabilityError, IsolationUnavailableError, SandboxStartError
+from ms_enclave.errors import CapabilityError, IsolationUnavailableError
 from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
 from ms_enclave.spawner import stations
 
