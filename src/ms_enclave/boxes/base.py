@@ -7,6 +7,7 @@ sandbox is kept here, once.
 
 from __future__ import annotations
 
+import errno
 import posixpath
 import tempfile
 from abc import abstractmethod
@@ -15,10 +16,11 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Generator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,6 +109,10 @@ class Sandbox(Life):
 
     config_class: ClassVar[type[SandboxConfig]] = SandboxConfig
     """What its configs are validated with."""
+
+    guest_is_the_box: ClassVar[bool] = True
+    """Whether the loss of the guest is the loss of the box. Where it is not, a new guest is made
+    for the next call."""
 
     offers: ClassVar[frozenset[str]] = frozenset()
     """Capabilities that a box of this type has where the machine allows: for error messages."""
@@ -230,10 +236,25 @@ class Sandbox(Life):
     @asynccontextmanager
     async def _use_guest(self) -> AsyncGenerator[GuestConnection, None]:
         async with self._using():
-            yield await self._get_guest()
+            guest = await self._get_guest()
+            with self._outliving(guest):
+                yield guest
+
+    @contextmanager
+    def _outliving(self, guest: GuestConnection) -> Generator[None, None, None]:
+        """Where the box is more than its guest, a program that kills the guest loses one call."""
+        try:
+            yield
+        except SandboxLostError as error:
+            if self.guest_is_the_box or not guest.is_lost:
+                raise
+            text = f"The sandbox's file server was ended by a program in it ({error.message})"
+            raise ConnectionResetError(errno.ECONNRESET, text) from error
 
     async def _get_guest(self) -> GuestConnection:
         async with self._guest_lock:
+            if self._guest is not None and self._guest.is_lost and not self.guest_is_the_box:
+                self._guest = None
             if self._guest is None:
                 # Shielded: a greeting that one impatient caller cut short could not be repeated.
                 with anyio.move_on_after(CONNECT_BOUND, shield=True):
@@ -255,7 +276,8 @@ class Sandbox(Life):
         try:
             while True:
                 async with self._using():
-                    chunk = await anext(chunks, None)
+                    with self._outliving(guest):
+                        chunk = await anext(chunks, None)
                 if chunk is None:
                     return
                 yield chunk

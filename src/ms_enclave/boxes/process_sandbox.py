@@ -45,6 +45,7 @@ class ProcessSandbox(Sandbox):
 
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
+    guest_is_the_box = False
     offers = frozenset({"python", "limits", "isolation"})
 
     _station: StationClient

@@ -89,6 +89,11 @@ class GuestConnection:
             await self.aclose()
             raise SandboxLostError(f"The sandbox's guest did not answer within {timeout:g} s")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, for whatever reason."""
+        return self._connection.is_lost
+
     async def aclose(self) -> None:
         """End the connection. The guest kills what it started and ends. May be called twice."""
         await self._connection.aclose()

@@ -7,6 +7,7 @@ request that is under way when the station ends raises `SandboxLostError`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -276,6 +277,9 @@ class StationClient:
                     **fields,
                 )  # fmt: skip
             process.pid = answer["pid"]
+            if "refused" in answer:
+                text = "The sandbox is full of processes: none is left for its file server"
+                raise BlockingIOError(errno.EAGAIN, text)
         except BaseException:
             ours.close()
             self._processes.pop(process.number, None)

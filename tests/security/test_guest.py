@@ -1,0 +1,78 @@
+"""The guest is as hostile as the code beside it: what it does costs a call, never the host."""
+
+from __future__ import annotations
+
+import pytest
+
+from ms_enclave.boxes.process_sandbox import ProcessSandbox
+from tests.security.boxes import find_processes, namespaces
+
+pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
+
+FIND_GUEST = """
+import os
+def command(pid):
+    return open(f'/proc/{pid}/cmdline').read()
+pids = [int(n) for n in os.listdir('/proc') if n.isdigit() and int(n) not in (1, os.getpid())]
+assert pids, 'no guest to be seen'
+"""
+
+
+async def test_a_program_that_kills_the_guest_loses_nothing_but_a_call() -> None:
+    async with ProcessSandbox() as box:
+        for _ in range(3):
+            await box.files.write("kept", "content")
+            await box.run_code("import os; os.kill(-1, 9)")
+            try:
+                assert await box.files.read("kept") == b"content"
+            except ConnectionResetError:
+                assert await box.files.read("kept") == b"content"
+            assert box.status == "running"
+
+
+async def test_a_program_that_writes_into_the_guests_memory_gets_nothing_out_of_it() -> None:
+    """The guest is made to answer with rubbish, or dies: an error of one call, and no hang."""
+    scribble = (
+        FIND_GUEST
+        + """
+for pid in pids:
+    for line in open(f'/proc/{pid}/maps'):
+        if ' rw-p ' in line and ('[heap]' in line or line.rstrip().endswith(' 0')):
+            first, last = (int(word, 16) for word in line.split()[0].split('-'))
+            with open(f'/proc/{pid}/mem', 'r+b', buffering=0) as memory:
+                for at in range(first, last, 4096):
+                    try:
+                        memory.seek(at)
+                        memory.write(b'\\xa5' * 512)
+                    except OSError:
+                        pass
+print('done')
+"""
+    )
+    async with ProcessSandbox() as box:
+        await box.files.write("kept", "content")
+        result = await box.run_code(scribble, timeout=30)
+        assert result.exit_code is not None
+        for _ in range(2):
+            try:
+                await box.files.read("kept")
+            except OSError:
+                continue
+        assert await box.files.read("kept") == b"content"
+        assert (await box.run_code("print(1)")).stdout == "1\n"
+
+
+async def test_a_sandbox_full_of_processes_says_so_and_recovers() -> None:
+    async with ProcessSandbox({"pids_limit": 12}) as box:
+        await box.execute_command(
+            "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do setsid sleep 600.25 & done; true"
+        )
+        result = await box.execute_command("true")
+        assert result.verdict in ("ok", "process_limit")
+        try:
+            await box.files.write("x", "y")
+        except BlockingIOError:
+            pass
+        assert box.status == "running"
+        space = {namespaces(pid)["pid"] for pid in find_processes("600.25")}
+        assert len(space) <= 1
