@@ -43,9 +43,12 @@ def spawn(words, environment, slot, channel, user, admit, limits, program, proce
         theirs.close()
         admit(middle)
         os.write(go_write, b"g")
+        # Its pid, and that it has given up everything and waits: either may come first.
         pid = _hear(ours)
+        pid = max(pid, _hear(ours))
         os.waitpid(middle, 0)
-        _hear(ours)  # it has given up everything and waits
+        if not pid:
+            raise OSError(errno.ESRCH, "a new process ended before it was one")
         carrier.check_walls(pid)
         os.write(go_write, b"g")
         _hear(ours)  # nothing, from an exec that closed its end
