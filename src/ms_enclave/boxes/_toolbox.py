@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.errors import CapabilityError, ConfigError, ToolNotFoundError
-from ms_enclave.tools.base import Tool, ToolFactory
 
 if TYPE_CHECKING:
     from ms_enclave.context import SandboxContext
+    from ms_enclave.tools.base import Tool
 
 __all__ = ["Toolbox"]
 
@@ -27,6 +27,10 @@ class Toolbox:
             UnknownTypeError: no tool has that name.
             ConfigError: a tool does not take such options.
         """
+        if not tools_config:
+            return
+        from ms_enclave.tools.base import ToolFactory  # a sandbox without tools pays for none
+
         for name, options in tools_config.items():
             if name not in self._tools:
                 self._tools[name] = ToolFactory.create_tool(name, **_options(name, options))
@@ -50,6 +54,8 @@ class Toolbox:
 
     def add(self, tool: Tool) -> None:
         """Put a tool in, replacing one of the same name."""
+        from ms_enclave.tools.base import Tool
+
         if not isinstance(tool, Tool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"a tool must be a Tool, not {type(tool).__name__}")
         self._tools[tool.name] = tool

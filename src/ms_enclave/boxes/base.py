@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import posixpath
-import tempfile
 from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
@@ -48,7 +47,6 @@ from ms_enclave.model import (
     SandboxInfo,
     ToolResult,
 )
-from ms_enclave.utils.archive import extract_tar, tar_directory
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -435,6 +433,8 @@ class Sandbox(Life):
         Raises:
             ConfigError: the source is not a folder.
         """
+        from ms_enclave.utils.archive import tar_directory  # with it comes `tarfile`
+
         if not await anyio.Path(source).is_dir():
             raise ConfigError(f"put_dir source is not a directory: {source}")
         await self.put_archive(target, await anyio.to_thread.run_sync(tar_directory, source))
@@ -471,6 +471,10 @@ class Sandbox(Life):
         Raises:
             ConfigError: the archive holds something that cannot be taken safely.
         """
+        import tempfile
+
+        from ms_enclave.utils.archive import extract_tar
+
         with tempfile.SpooledTemporaryFile(SPOOL_SIZE) as spool:
             async for chunk in self.get_archive(source):
                 await anyio.to_thread.run_sync(spool.write, chunk)

@@ -12,7 +12,6 @@ import sys
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 
 from ms_enclave.boxes import _process_request as requests
@@ -103,13 +102,16 @@ class ProcessSandbox(Sandbox):
         return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)
 
     async def _connect_guest(self) -> GuestConnection:
-        from ms_enclave.channel.guest import GuestConnection  # a plain run needs no file server
+        # A plain run needs no file server.
+        from anyio.abc import UNIXSocketStream
+
+        from ms_enclave.channel.guest import GuestConnection
 
         document = {"op": "guest", "cwd": self.config.working_dir, "env": dict(self._environment)}
         fields = requests.station_fields(self._limits, self._user, self._station.facts)
         process, channel = await self._station.spawn_guest(self.id, document, fields)
         await process.abandon()  # its end is heard on the channel; its streams lead nowhere
-        stream = await anyio.abc.UNIXSocketStream.from_socket(channel)
+        stream = await UNIXSocketStream.from_socket(channel)
         connection = GuestConnection(stream)
         try:
             await connection.connect()

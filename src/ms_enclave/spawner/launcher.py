@@ -23,6 +23,16 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from ms_enclave.spawner import _calls as calls
 from ms_enclave.spawner import cgroups, root
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn, ParamSpec, TypeVar
+
+    from ms_enclave.spawner._shapes import BindRow, LauncherPlan, StationPlan, Trees
+
+    _P = ParamSpec("_P")
+    _T = TypeVar("_T")
+
 __all__ = ["FIRST_ID", "SLOTS", "main"]
 
 FIRST_ID = 300_000
@@ -42,8 +52,9 @@ class StartError(Exception):
 
 def main(control: int, plan_file: int) -> None:
     os.umask(0o022)  # what is made for the sandbox's user must not depend on the caller's
+    _be_ordinary()
     with open(plan_file, "rb") as file:
-        plan = json.load(file)
+        plan: LauncherPlan = json.load(file)
     peer = socket.socket(fileno=control)
     first, lock = -1, -1
     try:
@@ -61,24 +72,36 @@ def main(control: int, plan_file: int) -> None:
         os.close(lock)
 
 
-def _start(plan: dict, control: int, first: int | None):
+def _be_ordinary() -> None:
+    """Give up a real-time priority of the caller's: no sandbox may starve the machine, and a
+    control group for processor time takes no process that has one."""
+    if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _start(
+    plan: LauncherPlan, control: int, first: int | None
+) -> tuple[int, list[cgroups.Hierarchy], socket.socket]:
     """Make the station; returns its pid, its control groups and our end of the line to it."""
-    plan["root_mode"] = first is not None
-    plan["first_id"] = first
     if first is None:  # the sandbox's user is the caller: what is writable needs no mapping
         for number, volume in enumerate(plan["volumes"]):
             shown = f"{root.WRITABLE}/{number}"
             plan["binds"].append({**volume, "target": shown})
             plan["late"].append({"source": shown, "target": volume["target"]})
     name = f"{cgroups.PREFIX}{plan['instance']}"
-    groups = []
+    groups: list[cgroups.Hierarchy] = []
     if plan["groups"]:
         found = cgroups.own_hierarchies()
         cgroups.sweep(found)
         groups = cgroups.prepare(found, name, first)
-    plan["groups"] = [group.row() for group in groups]
+    whole: StationPlan = {
+        **plan,
+        "groups": [group.row() for group in groups],
+        "root_mode": first is not None,
+        "first_id": first,
+    }
     try:
-        pid, ours = _clone_station(plan, control, first, groups)
+        pid, ours = _clone_station(whole, control, first, groups)
     except BaseException:
         for group in groups:
             _remove(group.path)
@@ -86,7 +109,9 @@ def _start(plan: dict, control: int, first: int | None):
     return pid, groups, ours
 
 
-def _clone_station(plan: dict, control: int, first: int | None, groups):
+def _clone_station(
+    plan: StationPlan, control: int, first: int | None, groups: list[cgroups.Hierarchy]
+) -> tuple[int, socket.socket]:
     trees = _step("open", root.open_trees, plan) if first is not None else []
     go_read, go_write = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -114,7 +139,7 @@ def _clone_station(plan: dict, control: int, first: int | None, groups):
     return pid, ours
 
 
-def _serve(ours: socket.socket, volumes: list[dict], first: int | None) -> None:
+def _serve(ours: socket.socket, volumes: list[BindRow], first: int | None) -> None:
     """Answer the station until it is gone. A request is the number of a writable volume of the
     plan and the user of a slot; nothing else can be asked for."""
     while True:
@@ -172,9 +197,9 @@ def _mapped_tree(source: str, user: int, first: int | None) -> int:
     return tree
 
 
-def _step(name: str, action, *arguments):
+def _step(name: str, action: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     try:
-        return action(*arguments)
+        return action(*arguments, **named)
     except OSError as error:
         raise StartError(name, error.errno or 0, str(error.strerror or error)) from error
 
@@ -217,7 +242,7 @@ def _lines(text: str) -> list[list[int]]:
 
 def _subordinate_ids() -> list[tuple[int, int]]:
     """Ranges that /etc/subuid and /etc/subgid give to somebody."""
-    found = []
+    found: list[tuple[int, int]] = []
     for path in ("/etc/subuid", "/etc/subgid"):
         try:
             with open(path) as file:
@@ -249,7 +274,7 @@ def _put(path: str, text: str) -> None:
 # --- the child's side ---------------------------------------------------------------------------
 
 
-def _become_station(plan: dict, control: int, life: int, go: int, trees) -> None:
+def _become_station(plan: StationPlan, control: int, life: int, go: int, trees: Trees) -> NoReturn:
     """From a copy of the launcher to the station's own program; never returns."""
     try:
         if os.read(go, 1) != b"g":
@@ -298,3 +323,4 @@ def _remove(path: str) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]))
+    os._exit(0)  # nothing is buffered, and somebody waits: no need to take Python apart

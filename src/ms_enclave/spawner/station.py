@@ -33,19 +33,48 @@ from ms_enclave.spawner import (
     zygote,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from resource import struct_rusage
+    from typing import Any
+
+    from ms_enclave.spawner._shapes import (
+        Answer,
+        BoxLimits,
+        BoxRequest,
+        ExitRow,
+        OpenRequest,
+        PrepareRequest,
+        ProcessRequest,
+        SignalRequest,
+        SpawnRequest,
+        StationPlan,
+        Trees,
+        User,
+    )
+
 __all__ = ["Station", "main"]
 
 _PACKET = 1 << 17
 _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
-_WATCH = 0.05  # s between looks at something that is limited by being watched
+_WATCH = 0.02  # s between looks at something that is limited by being watched
 _GIVE_UP = 2.0  # s after which a group that the kernel still counts is left to the launcher
 
 
 class Box:
     """A sandbox: its slot, its store, its control group, its live processes by number."""
 
-    def __init__(self, name: str, place: slot.Slot, store, group, limits: dict, user) -> None:
+    def __init__(
+        self,
+        name: str,
+        place: slot.Slot,
+        store: slot.Store,
+        group: cgroups.Group,
+        limits: BoxLimits,
+        user: User,
+    ) -> None:
         self.name = name
         self.slot = place
         self.store = store
@@ -60,20 +89,22 @@ class Box:
 class Process:
     """A process that a request made: the main one of a run, with all that descends from it."""
 
-    def __init__(self, number: int, box: Box, pid: int, group, request: dict) -> None:
+    def __init__(
+        self, number: int, box: Box, pid: int, group: cgroups.Group, request: SpawnRequest
+    ) -> None:
         self.number = number
         self.box = box
         self.pid = pid
         self.group = group
         self.cpu_limit = request.get("cpu_time")
         self.memory_limit = request.get("memory")
-        self.before = survey.start_time(pid)
+        self.before: dict[int, int] = {}  # who was in the slot already
         self.cause: str | None = None
         self.ended = False
         self.peak = 0
         self.count = 0
         self.kill_requests: list[int] = []
-        self.last_words: dict | None = None
+        self.last_words: ExitRow | None = None
 
     @property
     def ending(self) -> bool:
@@ -84,7 +115,7 @@ class Process:
 class Station:
     """The state of a station and its one loop."""
 
-    def __init__(self, control: int, life: int, plan: dict) -> None:
+    def __init__(self, control: int, life: int, plan: StationPlan) -> None:
         self.control = socket.socket(fileno=control)
         self.life = socket.socket(fileno=life)
         self.plan = plan
@@ -97,7 +128,7 @@ class Station:
         self.by_init: dict[int, Box] = {}
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
-        self.leftovers: list[tuple[object, float]] = []
+        self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
         self.zygotes = zygote.Zygotes(self)
 
@@ -143,7 +174,7 @@ class Station:
             return 20
         return None
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, object]:
         return {
             "root_mode": self.plan["root_mode"],
             "cgroups": self.groups.source,
@@ -153,7 +184,7 @@ class Station:
             "cold_reason": self.zygotes.reason,
         }
 
-    def send(self, row: dict) -> None:
+    def send(self, row: Mapping[str, object]) -> None:
         try:
             self.control.send(json.dumps(row).encode())
         except (BrokenPipeError, ConnectionResetError):
@@ -166,7 +197,8 @@ class Station:
             return False
         request = json.loads(data)
         try:
-            answer = getattr(self, f"do_{request['op']}")(request, descriptors)
+            do: Callable[[Any, list[int]], Answer | None] = getattr(self, f"do_{request['op']}")
+            answer = do(request, descriptors)
         except (OSError, tracer.TraceError, slot.SlotError) as error:
             number = getattr(error, "errno", None) or getattr(error, "number", None)
             answer = {"error": {"errno": number, "text": str(error)}}
@@ -179,11 +211,11 @@ class Station:
 
     # --- sandboxes ------------------------------------------------------------------------------
 
-    def do_open(self, request: dict, _descriptors: list[int]) -> dict:
+    def do_open(self, request: OpenRequest, _descriptors: list[int]) -> Answer:
         limits = request["limits"]
         place = self.take_slot()
-        user = tuple(request["user"]) if self.plan["root_mode"] else (0, 0)
-        group = store = None
+        user = self.inner_user(request["user"])
+        group: cgroups.Group | None = None
         try:
             group = self.groups.group(request["box"])
             group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
@@ -203,16 +235,22 @@ class Station:
         host_user = None if first is None else first + user[0]
         return {"ok": {"init": place.init, "layered": store.layered, "user": host_user}}
 
-    def volumes(self, place: slot.Slot, user: tuple[int, int]) -> list[tuple[int, str]]:
+    def inner_user(self, wanted: list[int]) -> User:
+        """Who a sandbox's user is for the kernel inside: with a one-id map there is only one."""
+        uid, gid = wanted
+        return (uid, gid) if self.plan["root_mode"] else (0, 0)
+
+    def volumes(self, place: slot.Slot, user: User) -> Trees:
         """Folders of the host that go into one slot: those below its own file systems, and the
         writable ones, which the launcher maps to its user.
 
         With a one-id map the user is who owns the station, and what is writable is in the root.
         """
         trees = [(calls.open_tree(row["source"]), row["target"]) for row in self.plan["late"]]
-        if place.first_id is None:
+        first = self.plan["first_id"]
+        if first is None or place.first_id is None:
             return trees
-        outside = self.plan["first_id"] + place.first_id + user[0]
+        outside = first + place.first_id + user[0]
         for index, volume in enumerate(self.plan["volumes"]):
             self.life.send(f"{index} {outside}".encode())
             answer, descriptors, _, _ = socket.recv_fds(self.life, 4096, 1)
@@ -246,7 +284,7 @@ class Station:
         tracer.kill(place.init)
         self.free_numbers.add(place.number)
 
-    def do_close(self, request: dict, _descriptors: list[int]) -> dict | None:
+    def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"ok": {}}
@@ -271,7 +309,7 @@ class Station:
         if not group.remove():
             self.leftovers.append((group, time.monotonic() + _GIVE_UP))
 
-    def do_prepare(self, request: dict, _descriptors: list[int]) -> dict | None:
+    def do_prepare(self, request: PrepareRequest, _descriptors: list[int]) -> Answer | None:
         """Import modules ahead of need; answered when they are in, or with why they are not."""
         key = json.dumps(request["preload"])
         if self.zygotes.bare is None or key in self.zygotes.ready:
@@ -286,15 +324,16 @@ class Station:
 
     # --- processes ------------------------------------------------------------------------------
 
-    def do_spawn(self, request: dict, descriptors: list[int]) -> dict:
+    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"lost": "the sandbox is gone"}
+        before = {} if self.groups.complete else survey.standing(box.slot)
         group = box.group.child()
         try:
             group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
-            user = tuple(request["user"]) if self.plan["root_mode"] else (0, 0)
-            limits = {int(kind): tuple(pair) for kind, pair in request["rlimits"].items()}
+            user = self.inner_user(request["user"])
+            limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
             pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group.admit, limits)
         except BaseException as error:
             self.let_go(group)
@@ -304,18 +343,19 @@ class Station:
                 return {"lost": "the sandbox's init has ended"}
             raise
         process = Process(request["process"], box, pid, group, request)
+        process.before = before
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
         return {"ok": {"pid": survey.inner_pid(pid)}}
 
-    def do_signal(self, request: dict, _descriptors: list[int]) -> dict:
+    def do_signal(self, request: SignalRequest, _descriptors: list[int]) -> Answer:
         process = self.processes.get(request["process"])
         if process is not None and not process.ended:
             os.kill(process.pid, request["signal"])
         return {"ok": {}}
 
-    def do_kill(self, request: dict, _descriptors: list[int]) -> dict | None:
+    def do_kill(self, request: ProcessRequest, _descriptors: list[int]) -> Answer | None:
         """Kill a run with every descendant; answered when they are gone."""
         process = self.processes.get(request["process"])
         if process is None:
@@ -363,7 +403,7 @@ class Station:
             else:
                 self.zygotes.ended(pid)
 
-    def ended(self, process: Process, status: int, usage) -> None:
+    def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
         figures = process.group.figures()
         cause = process.cause
@@ -376,11 +416,10 @@ class Station:
                 cause = "process_limit"
             elif process.box.store.full():
                 cause = "disk_limit"
-        counted = figures.cpu is not None
         total = usage.ru_utime + usage.ru_stime
-        scale = figures.cpu / total if counted and total > 0 else 1.0
+        scale = figures.cpu / total if figures.cpu is not None and total > 0 else 1.0
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
-        row = {
+        row: ExitRow = {
             "event": "exit", "process": process.number, "status": status, "cause": cause,
             "cpu_user": usage.ru_utime * scale, "cpu_system": usage.ru_stime * scale,
             "peak_memory": peak, "processes": process.count or None, "source": self.groups.source,
@@ -426,12 +465,15 @@ class Station:
 
     def watch(self, process: Process) -> None:
         cpu = process.group.cpu()
-        if cpu is None or "memory" not in self.groups.controllers:
-            seen = survey.usage(process.box.slot, process.pid, process.before, self.others(process))
+        most = None if "memory" in self.groups.controllers else process.memory_limit
+        if cpu is None or most is not None:
+            seen = survey.usage(
+                process.box.slot, process.pid, process.before, self.others(process), most
+            )
             cpu = seen.cpu if cpu is None else cpu
             process.peak = max(process.peak, seen.memory)
             process.count = max(process.count, seen.processes)
-            if process.memory_limit is not None and seen.memory > process.memory_limit:
+            if most is not None and seen.memory > most:
                 self.kill_run(process, "oom")
         if process.cpu_limit is not None and cpu > process.cpu_limit:
             self.kill_run(process, "cpu_timeout")
@@ -456,3 +498,4 @@ def main(control: int, life: int, plan_file: int) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    os._exit(0)  # what is left the kernel ends faster than the interpreter
