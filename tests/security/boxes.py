@@ -16,6 +16,7 @@ __all__ = [
     "find_processes",
     "namespaces",
     "status_of",
+    "wait_for_processes",
     "wait_until_gone",
 ]
 
@@ -55,6 +56,16 @@ def find_processes(marker: str) -> list[int]:
             continue
         if marker.encode() in words:
             found.append(int(entry.name))
+    return found
+
+
+def wait_for_processes(marker: str, count: int = 1, seconds: float = 10.0) -> list[int]:
+    """The processes of that marker, as soon as there are so many: what a shell leaves in the
+    background begins when it likes."""
+    deadline = time.monotonic() + seconds
+    while len(found := find_processes(marker)) < count:
+        assert time.monotonic() < deadline, f"{len(found)} processes instead of {count}"
+        time.sleep(0.005)
     return found
 
 

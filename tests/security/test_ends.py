@@ -19,6 +19,7 @@ from tests.security.boxes import (
     NoGroupsSandbox,
     find_processes,
     status_of,
+    wait_for_processes,
     wait_until_gone,
 )
 
@@ -80,7 +81,7 @@ async def test_a_stop_takes_everything_along(kind: type[ProcessSandbox]) -> None
     async with kind() as box:
         result = await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
         assert result.exit_code == 0
-        assert len(find_processes(marker)) == 1
+        wait_for_processes(marker)
     assert find_processes(marker) == []
 
 
@@ -89,6 +90,7 @@ async def test_what_a_command_leaves_running_is_not_touched_by_another_ones_time
     for kind in KINDS:
         async with kind() as box:
             await box.execute_command(f"setsid sleep {left} >/dev/null 2>&1 &")
+            wait_for_processes(left)
             await box.execute_command(f"setsid sleep {timed} & sleep {timed}", timeout=0.5)
             assert len(find_processes(left)) == 1, kind
             assert find_processes(timed) == []
@@ -161,7 +163,7 @@ async def test_killing_the_init_from_outside_is_a_lost_sandbox_and_no_other() ->
         await box.start()
         try:
             await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
-            (pid,) = find_processes(marker)
+            (pid,) = wait_for_processes(marker)
             os.kill(int(status_of(pid)["PPid"]), signal.SIGKILL)
             with pytest.raises(SandboxLostError), anyio.fail_after(10):
                 while True:
@@ -176,7 +178,7 @@ async def test_no_group_and_no_store_is_left() -> None:
     marker = new_marker()
     async with ProcessSandbox() as box:
         await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
-        (pid,) = find_processes(marker)
+        (pid,) = wait_for_processes(marker)
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         names = {line.split(":")[2].split("/ms-enclave-")[1].split("/")[0] for line in lines
                  if "/ms-enclave-" in line}  # fmt: skip

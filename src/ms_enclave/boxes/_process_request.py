@@ -40,6 +40,7 @@ _HARD_STACK = 64 << 20
 _SOFT_STACK = 8 << 20
 _BEYOND_DISK = 1 << 20  # so that a full disk says that it is full
 _BEYOND_GROUP = 8
+_BEYOND_WATCH = 256 << 20  # bytes that a process may be ahead of whoever watches it
 _CPU_GRACE = 2  # s that the kernel's own limit is behind the one that the station watches
 
 _NAMES = {"sandbox": 1000, "nobody": 65534}
@@ -77,7 +78,9 @@ def rlimits(limits: ResolvedLimits, controllers: frozenset[str]) -> dict[int, tu
     Where a control group holds a limit, and can tell that it did, the rlimit stands behind it.
 
     RLIMIT_CORE is 1 and not 0: a pipe in core_pattern is not stopped by 0. There is never an
-    RLIMIT_AS, which breaks node, go and java; without a memory group RLIMIT_DATA helps a little.
+    RLIMIT_AS, which breaks node, go and java. Without a memory group the station watches, and
+    RLIMIT_DATA stands far enough behind it that whoever takes too much is killed, as by a group,
+    before an allocation fails, and that the stacks of many threads still fit.
     """
     largest = limits.file_size
     if largest >= limits.disk:
@@ -99,7 +102,8 @@ def rlimits(limits: ResolvedLimits, controllers: frozenset[str]) -> dict[int, tu
         seconds = int(limits.cpu_time) + _CPU_GRACE
         found[0] = (seconds, seconds + 1)
     if limits.memory is not None and "memory" not in controllers:
-        found[2] = (limits.memory, limits.memory)  # DATA
+        behind = 2 * limits.memory + _BEYOND_WATCH
+        found[2] = (behind, behind)  # DATA
     return found
 
 

@@ -11,6 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ._shapes import GroupRow
+
 __all__ = [
     "PREFIX",
     "Figures",
@@ -37,13 +43,15 @@ class Hierarchy:
 
     __slots__ = ("controllers", "descriptor", "path", "version")
 
-    def __init__(self, version: int, controllers: list[str], path: str, descriptor: int = -1):
+    def __init__(
+        self, version: int, controllers: list[str], path: str, descriptor: int = -1
+    ) -> None:
         self.version = version
         self.controllers = controllers
         self.path = path
         self.descriptor = descriptor
 
-    def row(self) -> dict[str, object]:
+    def row(self) -> GroupRow:
         return {"version": self.version, "controllers": self.controllers, "fd": self.descriptor}
 
 
@@ -65,12 +73,12 @@ class Figures:
 
 def discover(mounts: str, own: str) -> list[Hierarchy]:
     """The hierarchies of /proc/self/mountinfo and the caller's groups in /proc/self/cgroup."""
-    groups = {}
+    groups: dict[str, str] = {}
     for line in own.splitlines():
         _, names, path = line.split(":", 2)
         for name in names.split(","):
             groups[name] = path
-    found = []
+    found: list[Hierarchy] = []
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
@@ -131,7 +139,7 @@ def _below(point: str, root: str, group: str) -> str:
 
 def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierarchy]:
     """Make a group called `name` in each hierarchy where that works, for uid `owner` to use."""
-    ready = []
+    ready: list[Hierarchy] = []
     for hierarchy in found:
         path = f"{hierarchy.path}/{name}"
         try:
@@ -152,7 +160,7 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
     return ready
 
 
-def _enable(path: str, wanted) -> list[str]:
+def _enable(path: str, wanted: Collection[str]) -> list[str]:
     """Switch controllers on for the children of a group; returns those that are on."""
     with open(f"{path}/cgroup.controllers") as file:
         offered = set(file.read().split())
@@ -188,13 +196,21 @@ def remove(path: str) -> None:
 class Station:
     """The groups of one station; makes one for each sandbox."""
 
-    def __init__(self, rows: list[dict]) -> None:
+    def __init__(self, rows: list[GroupRow]) -> None:
         self.hierarchies = [
             Hierarchy(row["version"], row["controllers"], "", row["fd"]) for row in rows
         ]
         controllers = {name: h for h in self.hierarchies for name in h.controllers}
         self.controllers = controllers
         self.killing = next((h for h in self.hierarchies if h.version == 2), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether groups hold memory, count processor time and kill: nothing is left to watch."""
+        counted = "cpuacct" in self.controllers or (
+            "cpu" in self.controllers and self.controllers["cpu"].version == 2
+        )
+        return counted and "memory" in self.controllers and self.killing is not None
 
     @property
     def source(self) -> str:

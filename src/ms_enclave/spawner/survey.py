@@ -7,11 +7,18 @@ from __future__ import annotations
 import os
 import signal
 
-__all__ = ["Usage", "inner_pid", "is_alive", "kill_descendants", "start_time", "usage"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .slot import Slot
+
+__all__ = ["Usage", "inner_pid", "is_alive", "kill_descendants", "standing", "usage"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ROUNDS = 50
+_EXITING = 0x4  # PF_EXITING among the flags in /proc/PID/stat
 
 
 class Usage:
@@ -34,16 +41,11 @@ def _stat(pid: int) -> list[bytes] | None:
         return None
 
 
-def start_time(pid: int) -> int:
-    """When it started, in clock ticks since boot; 0 if it is gone."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields else 0
-
-
 def is_alive(pid: int) -> bool:
-    """Whether it is there and not only waiting to be reaped."""
+    """Whether it is there and has not begun to end. The init of a dying namespace waits for
+    everybody else's end before it can be reaped, and counts as dead from its own begin of it."""
     fields = _stat(pid)
-    return fields is not None and fields[0] not in (b"Z", b"X")
+    return fields is not None and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _EXITING
 
 
 def inner_pid(pid: int) -> int:
@@ -58,9 +60,9 @@ def inner_pid(pid: int) -> int:
     return 0
 
 
-def _members(slot) -> dict[int, list[bytes]]:
+def _members(slot: Slot) -> dict[int, list[bytes]]:
     """Every process of the slot but its init, with its stat fields."""
-    found = {}
+    found: dict[int, list[bytes]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == slot.init:
             continue
@@ -75,36 +77,65 @@ def _members(slot) -> dict[int, list[bytes]]:
     return found
 
 
-def _of_run(slot, main: int, since: int, others: set[int]) -> dict[int, list[bytes]]:
-    """The members that descend from `main`: by parent, or orphans born after it that no other
-    run's process is an ancestor of."""
+def standing(slot: Slot) -> dict[int, int]:
+    """Who is in a slot now: pid to the moment of its start, in clock ticks since boot."""
+    return {pid: int(fields[19]) for pid, fields in _members(slot).items()}
+
+
+def _of_run(
+    slot: Slot, main: int, before: Mapping[int, int], others: set[int]
+) -> dict[int, list[bytes]]:
+    """The members that descend from `main`: by parent, or orphans that were not there before it
+    and that no other run's process is an ancestor of."""
     members = _members(slot)
-    chosen = {}
+    chosen: dict[int, list[bytes]] = {}
     for pid, fields in members.items():
         top, parent = pid, int(fields[1])
         while top not in others and top != main and parent in members:
             top, parent = parent, int(members[parent][1])
-        orphan = top not in others and int(members[top][19]) >= since
+        orphan = top not in others and before.get(top) != int(members[top][19])
         if top == main or orphan:
             chosen[pid] = fields
     return chosen
 
 
-def usage(slot, main: int, since: int, others: set[int]) -> Usage:
-    """What a run uses now. Processor time of descendants that ended and were waited for counts."""
+def usage(
+    slot: Slot, main: int, before: Mapping[int, int], others: set[int], most: int | None = None
+) -> Usage:
+    """What a run uses now. Processor time of descendants that ended and were waited for counts.
+
+    Pages that processes share are counted for each of them, unless that comes to more than `most`
+    bytes: then each gets its share of them, which takes longer to find out.
+    """
     seen = Usage()
-    for fields in _of_run(slot, main, since, others).values():
+    members = _of_run(slot, main, before, others)
+    for fields in members.values():
         seen.cpu += sum(int(field) for field in fields[11:15]) / _TICKS
         seen.memory += int(fields[21]) * _PAGE
         seen.processes += 1
+    if most is not None and seen.memory > most:
+        seen.memory = sum(_share(pid, int(fields[21]) * _PAGE) for pid, fields in members.items())
     return seen
 
 
-def kill_descendants(slot, main: int, since: int, others: set[int]) -> int:
+def _share(pid: int, resident: int) -> int:
+    """Bytes of memory that are a process's own or its part of what it shares, without files."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb", buffering=0) as file:
+            rows = [line.split() for line in file.read(4096).splitlines()]
+    except PermissionError:
+        return resident
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just gone
+    sizes = {row[0]: int(row[1]) << 10 for row in rows if len(row) == 3}
+    return sizes.get(b"Pss:", 0) - sizes.get(b"Pss_File:", 0)
+
+
+def kill_descendants(slot: Slot, main: int, before: Mapping[int, int], others: set[int]) -> int:
     """Kill a run with all that descends from it; returns how many were there."""
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
-        fresh = _of_run(slot, main, since, others).keys() - stopped
+        fresh = _of_run(slot, main, before, others).keys() - stopped
         if not fresh:
             break
         for pid in fresh:
