@@ -1,0 +1,193 @@
+"""What the spawner's processes pass to each other, for the type checker alone.
+
+Never imported when running: a station starts with as few modules as it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypedDict
+
+__all__ = [
+    "Admit",
+    "Answer",
+    "BindRow",
+    "BoxLimits",
+    "BoxRequest",
+    "ErrorRow",
+    "ExitRow",
+    "GroupRow",
+    "LauncherPlan",
+    "Masks",
+    "OpenRequest",
+    "PlaceRow",
+    "Plan",
+    "PrepareRequest",
+    "ProcessRequest",
+    "ResourceLimits",
+    "SignalRequest",
+    "SpawnRequest",
+    "StationPlan",
+    "Trees",
+    "User",
+]
+
+Admit = Callable[[int], None]
+"""Puts a process, by its pid, under the control group that it is to run in."""
+Masks = tuple[str, str]
+"""An empty file and an empty folder."""
+ResourceLimits = Mapping[int, tuple[int, int]]
+"""RLIMIT_* to (soft, hard)."""
+Trees = list[tuple[int, str]]
+"""Descriptors of detached mounts and where each goes."""
+User = tuple[int, int]
+"""uid and gid inside."""
+
+
+class PlaceRow(TypedDict):
+    """A file or folder and where it shows."""
+
+    source: str
+    target: str
+
+
+class BindRow(PlaceRow):
+    """The same, of the host."""
+
+    writable: bool
+
+
+class GroupRow(TypedDict):
+    """A hierarchy of control groups, with the descriptor of the station's group in it."""
+
+    version: int
+    controllers: list[str]
+    fd: int
+
+
+class Plan(TypedDict):
+    """What a station is built from, whoever reads it. Tuples are lists, as JSON has it."""
+
+    launcher_python: str
+    station_python: str
+    python: list[str]
+    binds: list[BindRow]
+    links: list[list[str]]
+    files: dict[str, str]
+    folders: list[str]
+    cold_reason: str | None
+    image: str | None
+    beside: list[BindRow]
+    beside_links: list[list[str]]
+    image_binds: list[BindRow]
+    volumes: list[BindRow]
+    late: list[PlaceRow]
+    work: str
+    slots: int
+    hostname: str
+    filter: str
+    init_filter: str
+    instance: str
+    package: str
+    spare_slots: int
+
+
+class LauncherPlan(Plan):
+    """As the launcher reads it. `groups`: whether to look for control groups."""
+
+    groups: bool
+
+
+class StationPlan(Plan):
+    """As the station reads it: with what the launcher could get."""
+
+    groups: list[GroupRow]
+    root_mode: bool
+    first_id: int | None
+
+
+class BoxLimits(TypedDict):
+    """The limits of a whole sandbox: bytes, processes, cores, files."""
+
+    memory: int | None
+    pids: int | None
+    cpu: float | None
+    disk: int
+    inodes: int
+
+
+class BoxRequest(TypedDict):
+    """A request about a sandbox; `close` is no more than that."""
+
+    q: int
+    box: str
+
+
+class OpenRequest(BoxRequest):
+    """Give a sandbox a slot."""
+
+    user: list[int]
+    limits: BoxLimits
+
+
+class SpawnRequest(BoxRequest):
+    """Start a process in a sandbox."""
+
+    kind: str
+    process: int
+    user: list[int]
+    memory: int | None
+    pids: int | None
+    cpu: float | None
+    cpu_time: float | None
+    preload: list[str]
+    rlimits: dict[str, list[int]]
+
+
+class ProcessRequest(TypedDict):
+    """A request about a process; `kill` is no more than that."""
+
+    q: int
+    process: int
+
+
+class SignalRequest(ProcessRequest):
+    """Send a signal to a process."""
+
+    signal: int
+
+
+class PrepareRequest(TypedDict):
+    """Import modules ahead of need."""
+
+    q: int
+    preload: list[str]
+
+
+class ErrorRow(TypedDict):
+    """Why something could not be done."""
+
+    errno: int | None
+    text: str
+
+
+class Answer(TypedDict, total=False):
+    """What a request is answered with: one of the three."""
+
+    ok: Mapping[str, object]
+    error: ErrorRow
+    lost: str
+
+
+class ExitRow(TypedDict):
+    """The event of a process's end: wait status, s of processor time, bytes at the peak."""
+
+    event: str
+    process: int
+    status: int
+    cause: str | None
+    cpu_user: float
+    cpu_system: float
+    peak_memory: int
+    processes: int | None
+    source: str
