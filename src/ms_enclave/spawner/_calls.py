@@ -11,6 +11,10 @@ import os
 import platform
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
@@ -195,7 +199,7 @@ def move_mount(tree: int, target: str) -> None:
     call("move_mount", tree, b"", _AT_FDCWD, os.fsencode(target), 4)  # F_EMPTY_PATH
 
 
-def make_filesystem(kind: str, options: dict[str, str | int | None], attributes: int) -> int:
+def make_filesystem(kind: str, options: Mapping[str, str | int | None], attributes: int) -> int:
     """A new file system that is mounted nowhere; returns the descriptor of its detached mount.
 
     An option's value is text, a descriptor (int) or None for a flag. A key may carry a `#n` that

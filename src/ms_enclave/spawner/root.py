@@ -12,6 +12,10 @@ import stat
 
 from . import _calls as calls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._shapes import BindRow, Plan, Trees
+
 __all__ = ["CODE", "EMPTY", "GUEST", "IMAGE", "WRITABLE", "build", "guest_folder", "open_trees"]
 
 CODE = "/run/enclave/code"
@@ -40,15 +44,15 @@ _FOLDERS = ("/dev/pts", "/dev/shm", "/proc", "/tmp", "/run/enclave")
 _HOLDERS = ("/tmp", "/mnt", "/var", "/usr")  # any folder will do to hold the new root for a moment
 
 
-def open_trees(plan: dict) -> list[tuple[int, str]]:
+def open_trees(plan: Plan) -> Trees:
     """Detached copies of everything the plan takes from the host, with where each goes.
 
     Done by whoever may read the sources: host root also gets past a closed parent folder, and what
     then shows in the sandbox is only the copy.
     """
-    trees = []
+    trees: Trees = []
     package = plan["package"]
-    wanted = [
+    wanted: list[BindRow] = [
         *plan["binds"],
         {"source": package, "target": f"{CODE}/ms_enclave", "writable": False},
         {"source": f"{package}/guest", "target": GUEST, "writable": False},
@@ -68,7 +72,7 @@ def open_trees(plan: dict) -> list[tuple[int, str]]:
     return trees
 
 
-def build(plan: dict, trees: list[tuple[int, str]]) -> None:
+def build(plan: Plan, trees: Trees) -> None:
     """Make the new root, move into it, and leave the host's behind."""
     calls.mount("", "/", None, calls.MS_REC | calls.MS_PRIVATE)
     devices = [(calls.open_tree(f"/dev/{name}"), f"/dev/{name}") for name in _DEVICES]
@@ -101,12 +105,12 @@ def build(plan: dict, trees: list[tuple[int, str]]) -> None:
         _build_image(plan)
 
 
-def guest_folder(plan: dict) -> str:
+def guest_folder(plan: Plan) -> str:
     """Where a process of a sandbox finds the guest."""
     return GUEST if plan["image"] is None else f"{_BESIDE}/guest"
 
 
-def _build_image(plan: dict) -> None:
+def _build_image(plan: Plan) -> None:
     """The root that sandboxes get: the given one below a layer that only holds mount points.
 
     A layer, because the given one is never written to, and need not have the folders.
