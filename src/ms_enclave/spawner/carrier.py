@@ -14,6 +14,10 @@ import resource
 from . import tracer
 from .blob import BLOB, ENTRY_CARRIER, KERNEL_DONE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._shapes import Admit, ResourceLimits, User
+
 __all__ = ["Carrier", "check_walls", "instantiate"]
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
@@ -74,10 +78,10 @@ def instantiate(
     carrier: Carrier,
     slot: int,
     channel: int,
-    user: tuple[int, int],
-    admit,
-    limits,
-    processors,
+    user: User,
+    admit: Admit,
+    limits: ResourceLimits,
+    processors: set[int],
 ) -> tuple[int, int]:
     """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
 

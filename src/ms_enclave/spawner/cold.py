@@ -14,6 +14,14 @@ import socket
 from . import _calls as calls
 from . import carrier, tracer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from ._shapes import Admit, ResourceLimits, User
+    from .slot import Slot
+
 __all__ = ["spawn"]
 
 _PATIENCE = 10.0
@@ -22,7 +30,17 @@ _ALL_BUT_PID = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID
 _SECUREBITS = 0xEB  # as in blob.S
 
 
-def spawn(words, environment, slot, channel, user, admit, limits, program, processors) -> int:
+def spawn(
+    words: list[str],
+    environment: Mapping[str, str],
+    slot: Slot,
+    channel: int,
+    user: User,
+    admit: Admit,
+    limits: ResourceLimits,
+    program: bytes,
+    processors: set[int],
+) -> int:
     """Execute `words` in the slot with `channel` as descriptor 3; returns its pid.
 
     `program` is the seccomp filter. Raises OSError, and then nothing is left running.
@@ -76,7 +94,18 @@ def _hear(ours: socket.socket) -> int:
     raise OSError(int(number), f"{step}: {os.strerror(int(number))}")
 
 
-def _enter(words, environment, slot, channel, user, limits, program, processors, go, told) -> None:
+def _enter(
+    words: list[str],
+    environment: Mapping[str, str],
+    slot: Slot,
+    channel: int,
+    user: User,
+    limits: ResourceLimits,
+    program: bytes,
+    processors: set[int],
+    go: int,
+    told: int,
+) -> NoReturn:
     """The copy's side, twice: the first makes the second, which is born inside. Never returns."""
     step = "wait"
     try:
@@ -125,7 +154,7 @@ def _only(channel: int, go: int, told: int) -> tuple[int, int]:
     return 4, 5
 
 
-def _give_up(user: tuple[int, int]) -> None:
+def _give_up(user: User) -> None:
     calls.prctl(28, _SECUREBITS)
     for capability in range(64):
         try:

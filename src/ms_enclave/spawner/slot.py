@@ -17,6 +17,13 @@ import struct
 from . import _calls as calls
 from . import tracer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
+
+    from ._shapes import Masks, Trees, User
+
 __all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "make_slot"]
 
 ROOTLESS_ID = 1000
@@ -58,7 +65,13 @@ class Slot:
 
 
 def make_slot(
-    number: int, root_mode: bool, hostname: str, init_filter: bytes, keep, masks, image: str = ""
+    number: int,
+    root_mode: bool,
+    hostname: str,
+    init_filter: bytes,
+    keep: set[int],
+    masks: Masks,
+    image: str = "",
 ) -> Slot:
     """Make a slot. Raises SlotError, and then nothing of it is left.
 
@@ -100,11 +113,20 @@ def _write_map(pid: int, number: int, root_mode: bool) -> None:
     _put(f"/proc/{pid}/uid_map", line)
 
 
-def _become_init(root_mode, hostname, init_filter, keep, masks, image, go, ready) -> None:
+def _become_init(
+    root_mode: bool,
+    hostname: str,
+    init_filter: bytes,
+    keep: set[int],
+    masks: Masks,
+    image: str,
+    go: int,
+    ready: int,
+) -> NoReturn:
     """The child's side; never returns."""
     step = "start"
     try:
-        for step in _set_up(root_mode, hostname, keep, masks, image, go):
+        for step in _set_up(root_mode, hostname, keep, masks, image, go):  # noqa: B007 - told where it ended
             pass
         step = "close_range"
         os.dup2(ready, 3)
@@ -131,7 +153,9 @@ def _become_init(root_mode, hostname, init_filter, keep, masks, image, go, ready
         os._exit(125)
 
 
-def _set_up(root_mode: bool, hostname: str, keep, masks, image: str, go: int):
+def _set_up(
+    root_mode: bool, hostname: str, keep: set[int], masks: Masks, image: str, go: int
+) -> Iterator[str]:
     """Everything that needs the slot's capabilities, step by step; yields each step's name."""
     yield "wait for the id map"
     if os.read(go, 1) != b"g":
@@ -181,7 +205,7 @@ def _enter_root(image: str) -> None:
     calls.umount(".")
 
 
-def _cover_proc(proc: str, masks) -> None:
+def _cover_proc(proc: str, masks: Masks) -> None:
     file, folder = masks
     for name in _MASKED:
         path = f"{proc}/{name}"
@@ -203,7 +227,7 @@ def _loopback_up() -> None:
         fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
 
 
-def _reap_for_ever() -> None:
+def _reap_for_ever() -> NoReturn:
     children = frozenset({signal.SIGCHLD})
     while True:
         try:
@@ -253,18 +277,19 @@ def furnish(
     work: str,
     size: int,
     inodes: int,
-    user: tuple[int, int],
-    volumes: list[tuple[int, str]],
+    user: User,
+    volumes: Trees,
 ) -> Store:
     """Give a slot its work folder and /tmp, both on one store of `size` bytes and `inodes` files.
 
     `own_mounts` is a descriptor of the station's mount namespace, to come back to; `user` the uid
-    and gid, inside, that own the work folder; `volumes` are further trees and where they go, and are closed.
+    and gid, inside, that own the work folder; `volumes` are further trees and where they go, and
+    are closed.
     Raises OSError, and then no store is left.
     """
     base = slot.first_id or 0
     inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
-    trees: list[tuple[int, str]] = []
+    trees: Trees = []
     store = -1
     try:
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
@@ -293,7 +318,7 @@ def furnish(
 
 
 def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
-    layers = []
+    layers: list[int] = []
     try:
         for kind in ("lower", "upper", "scratch"):
             path = f"{name}-{kind}"
@@ -321,7 +346,7 @@ def _folder(store: int, size: int, inodes: int, mode: int, owner: tuple[int, int
     return calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
 
 
-def _attach(slot: Slot, own_mounts: int, trees: list[tuple[int, str]]) -> None:
+def _attach(slot: Slot, own_mounts: int, trees: Trees) -> None:
     """Mount detached trees inside a slot; the station steps in and back out."""
     inside = os.open(f"/proc/{slot.init}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -33,9 +33,7 @@ __all__ = [
 ]
 
 WALL = 0x40000000
-STOP_SECONDS = (
-    0.5  # a process that does not stop within this is not going to (live-fork, section 6)
-)
+STOP_SECONDS = 0.5  # a process that does not stop within this is not going to
 
 _OPTIONS = 0x100000 | 0x1 | 0x2 | 0x4 | 0x8 | 0x80  # EXITKILL SYSGOOD FORK VFORK CLONE SECCOMP
 _CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
@@ -49,10 +47,10 @@ _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _ENTRY = 1
 _X86_64 = 0xC000003E
 _INTERRUPTED = (-512, -513, -514, -516, -4)  # ERESTARTSYS, NOINTR, NOHAND, RESTARTBLOCK; EINTR
-_REGISTERS = (
+_REGISTERS = (  # noqa: SIM905 - one a line reads worse
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss"
     " fs_base gs_base ds es fs gs"
-).split()  # noqa: SIM905
+).split()
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
