@@ -18,6 +18,14 @@ import socket
 from . import _calls as calls
 from . import carrier, cold, root, slot, tracer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from ._shapes import Admit, Answer, ResourceLimits, SpawnRequest, User
+    from .cgroups import Group
+    from .station import Station
+
 __all__ = ["Zygotes"]
 
 _START_SECONDS = 10.0
@@ -34,7 +42,15 @@ _OPTIONS = ("-I", "-S", "-X", "utf8")
 class _Preparation:
     """An instance of the bare zygote that imports a set of modules in a slot of its own."""
 
-    def __init__(self, key: str, place, group, kernel: int, shadow: int, channel) -> None:
+    def __init__(
+        self,
+        key: str,
+        place: slot.Slot,
+        group: Group,
+        kernel: int,
+        shadow: int,
+        channel: socket.socket,
+    ) -> None:
         self.key = key
         self.slot = place
         self.group = group
@@ -47,7 +63,7 @@ class _Preparation:
 class Zygotes:
     """What a station starts processes from."""
 
-    def __init__(self, station) -> None:
+    def __init__(self, station: Station) -> None:
         self.station = station
         self.plan = station.plan
         self.reason: str | None = self.plan["cold_reason"]
@@ -89,7 +105,7 @@ class Zygotes:
     def _words(self, how: str) -> list[str]:
         return [*self.plan["python"], *_OPTIONS, f"{root.guest_folder(self.plan)}/boot.py", how]
 
-    def _execute_bare(self, channel: int) -> None:
+    def _execute_bare(self, channel: int) -> NoReturn:
         try:
             nothing = os.open("/dev/null", os.O_RDWR)
             for descriptor in range(3):
@@ -105,12 +121,20 @@ class Zygotes:
 
     # --- processes ------------------------------------------------------------------------------
 
-    def spawn(self, request: dict, place, channel: int, user, admit, limits) -> int:
+    def spawn(
+        self,
+        request: SpawnRequest,
+        place: slot.Slot,
+        channel: int,
+        user: User,
+        admit: Admit,
+        limits: ResourceLimits,
+    ) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
         if self.bare is None:
             return cold.spawn(
-                self._words("cold"), _ENVIRONMENT, place, channel, user, admit, limits, self.plain_filter,
-                self.station.processors,
+                self._words("cold"), _ENVIRONMENT, place, channel, user, admit, limits,
+                self.plain_filter, self.station.processors,
             )  # fmt: skip
         source = self.bare
         if request["kind"] == "python":
@@ -160,7 +184,7 @@ class Zygotes:
             os.close(message)
         self.preparing[key] = _Preparation(key, place, group, kernel, shadow, ours)
 
-    def user(self) -> tuple[int, int]:
+    def user(self) -> User:
         return (1000, 1000) if self.plan["root_mode"] else (0, 0)
 
     def advance(self, key: str) -> None:
@@ -181,12 +205,13 @@ class Zygotes:
         self._drop(preparation.slot, preparation.group)
         for number in preparation.waiting:
             text = self.failed.get(key)
-            row = {"ok": {}} if text is None else {"error": {"errno": None, "text": text}}
+            row: Answer = {"ok": {}} if text is None else {"error": {"errno": None, "text": text}}
             self.station.send({"q": number, **row})
 
     def _checkpoint(self, preparation: _Preparation) -> carrier.Carrier:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
-        assert self.bare is not None
+        if self.bare is None:
+            raise tracer.TraceError("the zygote was killed")
         state = tracer.seize_parked(preparation.kernel)
         shadow = carrier.Carrier(
             preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
@@ -195,7 +220,7 @@ class Zygotes:
         self.service.admit(copy)  # what it shares with its copies is nobody's run
         return carrier.Carrier(copy, state, self.bare.page, self.bare.thread_id)
 
-    def _drop(self, place, group) -> None:
+    def _drop(self, place: slot.Slot, group: Group) -> None:
         self.station.discard(place)
         self.station.let_go(group)
 
