@@ -172,11 +172,17 @@ class StationClient:
             lose = self._boxes.pop(row["box"], None)
             if lose is not None:
                 lose(row["text"])
-        elif self._ready is not None and not self._ready.done():
-            if event == "ready":
-                self._ready.set_result(row)
-            else:
-                self._ready.set_exception(start_error(row))
+        else:
+            self._take_start(row)
+
+    def _take_start(self, row: dict[str, Any]) -> None:
+        """The station is ready, or says why it will never be."""
+        if self._ready is None or self._ready.done():
+            return
+        if row["event"] == "ready":
+            self._ready.set_result(row)
+        else:
+            self._ready.set_exception(start_error(row))
 
     async def ask(self, operation: str, descriptors: Sequence[int] = (), **fields: Any) -> Any:
         """Send a request and return what the answer's `ok` holds.
