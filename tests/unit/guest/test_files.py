@@ -13,9 +13,11 @@ import anyio
 import pytest
 
 from ms_enclave.errors import ConfigError
+from ms_enclave.guest import files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.support.guests import Guest
 
@@ -195,6 +197,17 @@ async def test_removing_a_tree_follows_no_link(guest: Guest) -> None:
     await guest.connection.remove("tree", recursive=True)
     assert not tree.exists()
     assert (guest.folder / "kept" / "file").exists()
+
+
+def test_a_link_that_took_a_folders_place_is_not_entered(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept")
+    parent = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(NotADirectoryError):
+            files._open_folder(b"link", parent)
+    finally:
+        os.close(parent)
 
 
 async def test_a_tree_deeper_than_any_path_is_removed(guest: Guest) -> None:

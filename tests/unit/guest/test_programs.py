@@ -353,11 +353,20 @@ async def test_a_program_that_stops_its_supervisor_is_killed_too(guest: Guest) -
     code = "import os, time; os.kill(os.getppid(), 19); open('ready', 'w'); time.sleep(1000)"
     process = await guest.connection.spawn(request(code=code, args=("marker-h",)))
     await appears(guest.folder / "ready")
-    with anyio.fail_after(10):
+    with anyio.fail_after(3):
         await process.kill()
         assert (await process.wait()).signal == signal.SIGKILL
     assert alive("marker-h") == []
     await process.aclose()
+
+
+async def test_what_was_closed_early_does_not_disturb_the_next_one(guest: Guest) -> None:
+    for _ in range(5):  # descriptors get the same numbers again
+        process = await guest.connection.spawn(request("sleep", "1000", stdin=True))
+        await process.aclose()
+        with anyio.fail_after(10):
+            _, out, _ = await run(guest, request("cat", stdin=True), b"text")
+        assert out == b"text"
 
 
 async def test_a_background_child_that_holds_the_pipes_does_not_hold_up_the_end(
