@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
+from ms_enclave.boxes import Sandbox
+from tests.security.boxes import ColdSandbox, NoGroupsSandbox
 from tests.support import subprocess_box
 
-__all__ = ["Process", "Subprocess", "needs_process"]
+__all__ = ["Cold", "NoGroups", "Process", "Subprocess", "needs_process"]
 
 subprocess_box.install()
 
@@ -25,6 +27,22 @@ class Process:
     """The embedded sandbox."""
 
     sandbox_type: ClassVar[str] = "process"
+
+
+class Cold(Process):
+    """The same where ptrace cannot be had: every program from an interpreter of its own."""
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return ColdSandbox({**cls.config, **config})
+
+
+class NoGroups(Process):
+    """The same without control groups: limits by rlimits and by watching, ends by looking."""
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return NoGroupsSandbox({**cls.config, **config})
 
 
 needs_process = pytest.mark.namespaces

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from ms_enclave.testing import SandboxContract, SandboxLifeContract
-from tests.contract.boxes import Process, Subprocess, needs_process
+from ms_enclave.testing import (
+    CodeContract,
+    CommandContract,
+    SandboxBoundsContract,
+    SandboxContract,
+    SandboxLifeContract,
+)
+from tests.contract.boxes import Cold, NoGroups, Process, Subprocess, needs_process
+
+
+class ProgramsContract(CommandContract, CodeContract, SandboxBoundsContract, SandboxLifeContract):
+    """What depends on how programs are started and ended; files do not."""
 
 
 class TestSubprocess(Subprocess, SandboxContract):
@@ -21,4 +31,14 @@ class TestProcess(Process, SandboxContract):
 
 @needs_process
 class TestProcessLife(Process, SandboxLifeContract):
+    pass
+
+
+@needs_process
+class TestCold(Cold, ProgramsContract):
+    pass
+
+
+@needs_process
+class TestNoGroups(NoGroups, ProgramsContract):
     pass
