@@ -6,9 +6,9 @@ is gone too.
 
 from __future__ import annotations
 
+import _socket  # `socket` costs as much to import as all the rest
 import errno
 import os
-import socket
 import sys
 import time
 
@@ -49,20 +49,21 @@ def serve(fd: int) -> None:
         if spare > 2:
             os.close(spare)
             break
-    with socket.socket(fileno=fd) as connection:
-        connection.setblocking(False)
-        os.set_inheritable(fd, False)
-        loop = Loop()
-        server = _Server(connection, loop)
-        try:
-            server.run()
-        finally:
-            server.end_everything()
-            loop.close()
+    connection = _socket.socket(fileno=fd)
+    connection.setblocking(False)
+    os.set_inheritable(fd, False)
+    loop = Loop()
+    server = _Server(connection, loop)
+    try:
+        server.run()
+    finally:
+        server.end_everything()
+        loop.close()
+        connection.close()
 
 
 class _Server:
-    def __init__(self, connection: socket.socket, loop: Loop) -> None:
+    def __init__(self, connection: _socket.socket, loop: Loop) -> None:
         self.loop = loop
         self.folder = os.getcwdb()
         self._connection = connection
