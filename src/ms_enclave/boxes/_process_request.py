@@ -1,4 +1,4 @@
-"""What the process sandbox asks of its station, as data. Pure: plans, limits, documents, reports."""
+"""What the process sandbox asks of its station, purely: plans, limits, documents, reports."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from guest import instance  # noqa: E402
 sys.path.pop(0)
 
 
-def main():
+def main() -> None:
     if sys.argv[1] == "zygote":
         gc.collect()
         gc.freeze()

@@ -336,7 +336,7 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> int:
     found: OSError | None = None
     for path in _candidates(name, env):
         try:
-            os.execve(path, argv, env)  # noqa: S606
+            os.execve(path, argv, env)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -360,7 +360,7 @@ def _candidates(name: bytes, env: dict[bytes, bytes]) -> list[bytes]:
 def _execute_script(path: bytes, argv: list[bytes], env: dict[bytes, bytes]) -> None:
     """A file without an interpreter line is a shell script, as every shell has it."""
     try:
-        os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)  # noqa: S606
+        os.execve(b"/bin/sh", [b"/bin/sh", path, *argv[1:]], env)
     except OSError:
         return
 
