@@ -16,13 +16,26 @@ import os
 import signal
 import sys
 
+from . import ending
+
+# Annotations that are not builtins stand in quotes: `from __future__ import annotations` would be
+# one more module to load each time an interpreter starts for one program.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, NoReturn, Optional, Tuple
+
+    Request = Dict[str, Any]
+    _Values = Tuple[Any, ...]
+else:
+    _Values = tuple
+
 __all__ = ["main"]
 
 _CHANNEL_DESCRIPTORS = 8
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
-def main(channel):
+def main(channel: int) -> None:
     """Take one request from the channel and do it; ends the interpreter."""
     while True:
         request, streams = _receive(channel)
@@ -39,7 +52,7 @@ def main(channel):
         return
 
 
-def _receive(channel):
+def _receive(channel: int) -> "Tuple[Request, List[int]]":
     """The request and the descriptors that came with it. Ends the process if nobody asks."""
     connection = _socket.socket(fileno=channel)
     space = _socket.CMSG_SPACE(4 * _CHANNEL_DESCRIPTORS)
@@ -57,7 +70,7 @@ def _receive(channel):
     return request, received[1:]
 
 
-def _high(descriptor):
+def _high(descriptor: int) -> int:
     """Out of the way of 0 to 3, which may be free here."""
     import fcntl
 
@@ -69,7 +82,7 @@ def _high(descriptor):
 # --- becoming a process -------------------------------------------------------------------------
 
 
-def _take_place(request, streams):
+def _take_place(request: "Request", streams: "List[int]") -> "Optional[int]":
     """Environment, folder, identity of a new process; returns an exit status if that fails."""
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
@@ -80,21 +93,21 @@ def _take_place(request, streams):
     try:
         os.chdir(request["cwd"])
     except OSError as error:
-        _complain("cannot enter %s: %s" % (request["cwd"], os.strerror(error.errno)))
+        _complain("cannot enter %s: %s" % (request["cwd"], os.strerror(error.errno or 0)))
         return _NOT_EXECUTABLE
     return None
 
 
-def _complain(text):
+def _complain(text: str) -> None:
     os.write(2, ("ms-enclave: %s\n" % text).encode("utf-8", "surrogateescape"))
 
 
-def _execute(request, streams):
+def _execute(request: "Request", streams: "List[int]") -> "NoReturn":
     failed = _take_place(request, streams)
     if failed is not None:
         os._exit(failed)
     _default_signals()
-    words = request["argv"]
+    words: List[str] = request["argv"]
     os.close(3)
     try:
         if "/" in words[0]:
@@ -106,14 +119,14 @@ def _execute(request, streams):
     except OSError as error:
         if error.errno == errno.ENOEXEC:
             _try_script(words)
-        _complain("%s: %s" % (words[0], os.strerror(error.errno)))
+        _complain("%s: %s" % (words[0], os.strerror(error.errno or 0)))
         os._exit(_NOT_EXECUTABLE)
     except ValueError as error:
         _complain(str(error))
         os._exit(_NOT_EXECUTABLE)
 
 
-def _try_script(words):
+def _try_script(words: "List[str]") -> None:
     """A file without an interpreter line is a shell script, as execlp and every shell have it."""
     try:
         os.execve("/bin/sh", ["/bin/sh", *words], os.environ)
@@ -121,13 +134,13 @@ def _try_script(words):
         return
 
 
-def _default_signals():
+def _default_signals() -> None:
     """What Python ignores for itself, a program expects untouched."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
 
 
-def _serve(request, channel):
+def _serve(request: "Request", channel: int) -> "NoReturn":
     from guest import server
 
     os.umask(0o022)
@@ -141,20 +154,24 @@ def _serve(request, channel):
 # --- Python -------------------------------------------------------------------------------------
 
 
-def _prepare(request, channel):
+_OWN_NEEDS = ("fcntl", "linecache", "random", "types")
+"""What `_run` imports where it is not there yet: as long as all the rest of a small program."""
+
+
+def _prepare(request: "Request", channel: int) -> None:
     """Become an ordinary interpreter with modules loaded, then go back to parking.
 
     Says R when done, or E and why not.
     """
     try:
         _ordinary_interpreter()
-        for name in request["preload"]:
+        for name in (*_OWN_NEEDS, *request["preload"]):
             __import__(name)
         import gc
 
         gc.collect()
         gc.freeze()
-    except BaseException as error:  # whatever importing raises: the answer is the only report
+    except BaseException as error:  # noqa: BLE001 - whatever it raises, this is its only report
         os.write(channel, ("E%s: %s" % (type(error).__name__, error)).encode("utf-8", "replace"))
         os._exit(1)
     os.write(channel, b"R")
@@ -163,7 +180,7 @@ def _prepare(request, channel):
 _ordinary = False
 
 
-def _ordinary_interpreter():
+def _ordinary_interpreter() -> None:
     """Undo `-I -S`: site packages, and flags as a plain `python` shows them."""
     global _ordinary
     if _ordinary:
@@ -175,14 +192,14 @@ def _ordinary_interpreter():
     site.main()
 
 
-class _Flags(tuple):
+class _Flags(_Values):
     """`sys.flags` of a plain interpreter: what started this one must not reach its children."""
 
     _PLAIN = ("isolated", "no_site", "ignore_environment", "no_user_site", "safe_path")
 
-    def __new__(cls, flags):
+    def __new__(cls, flags: object) -> "_Flags":
         names = [name for name in dir(flags) if not name.startswith(("_", "n_"))]
-        values = {
+        values: Dict[str, Any] = {
             name: (type(getattr(flags, name))(0) if name in cls._PLAIN else getattr(flags, name))
             for name in names
             if name not in ("count", "index")
@@ -192,11 +209,11 @@ class _Flags(tuple):
         made.__dict__.update(values)
         return made
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "sys.flags(%s)" % ", ".join("%s=%r" % item for item in self.__dict__.items())
 
 
-def _run(request, streams):
+def _run(request: "Request", streams: "List[int]") -> None:
     """Python source in a fresh `__main__`, as `python -c` would, and the interpreter's own end."""
     failed = _take_place(request, streams)
     if failed is not None:
@@ -215,15 +232,25 @@ def _run(request, streams):
     sys.path.insert(0, "")
     for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
         del sys.modules[name]
-    _execute_main(request["code"])
+    ending.remember()
+    status: object = None
+    try:
+        _execute_main(request["code"])
+    except SystemExit as error:
+        status = error.code
+    if status is None or status is True or status is False:
+        status = int(status or 0)
+    if type(status) is int and 0 <= status <= 255:
+        ending.leave(status)
+    raise SystemExit(status)
 
 
-def _execute_main(source):
+def _execute_main(source: str) -> None:
     import builtins
     import types
 
     module = types.ModuleType("__main__")
-    module.__builtins__ = builtins
+    module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     name = "<string>"
     _remember_lines(name, source)
@@ -232,7 +259,7 @@ def _execute_main(source):
         exec(code, module.__dict__)
     except SystemExit:
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - as the interpreter itself does
         _show(error)
         if isinstance(error, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -241,7 +268,7 @@ def _execute_main(source):
         sys.exit(1)
 
 
-def _show(error):
+def _show(error: BaseException) -> None:
     """The traceback as `python -c` prints it: without the frames that are ours."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") != "__main__":
@@ -251,7 +278,7 @@ def _show(error):
     sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
-def _remember_lines(name, source):
+def _remember_lines(name: str, source: str) -> None:
     """So that a traceback shows the lines of code that is in no file."""
     import linecache
 
@@ -259,14 +286,14 @@ def _remember_lines(name, source):
     linecache.cache[name] = (len(source), None, lines, name)
 
 
-def _new_standard_streams():
+def _new_standard_streams() -> None:
     """Streams over what 0 to 2 now are; the interpreter's own were made over something else."""
     sys.stdin = sys.__stdin__ = _stream(0, "r", "strict", False)
     sys.stdout = sys.__stdout__ = _stream(1, "w", "strict", False)
     sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace", True)
 
 
-def _stream(number, mode, errors, by_line):
+def _stream(number: int, mode: str, errors: str, by_line: bool) -> "io.TextIOWrapper[Any]":
     raw = io.FileIO(number, mode, closefd=False)
     buffered = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
     if mode == "r":
@@ -274,18 +301,20 @@ def _stream(number, mode, errors, by_line):
     text = io.TextIOWrapper(
         buffered, encoding="utf-8", errors=errors, line_buffering=by_line or raw.isatty()
     )
-    text.mode = mode
+    text.mode = mode  # pyright: ignore[reportAttributeAccessIssue] - as the own streams have it
     return text
 
 
-def _after_copy(seed):
+def _after_copy(seed: "Optional[int]") -> None:
     """What a fork would have renewed: the copy is not a child that Python knows of."""
     threading = sys.modules.get("threading")
     if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
         threading.main_thread()._set_native_id()
-    import random
-
-    random.seed(seed)
+    random = sys.modules.get("random")  # imported later, it is as new as it can be
+    if random is None and seed is not None:
+        import random
+    if random is not None:
+        random.seed(seed)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(None if seed is None else seed % 2**32)
