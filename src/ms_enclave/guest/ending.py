@@ -17,7 +17,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import FrozenSet
+    from typing import Any, Dict, FrozenSet, Optional
 
 __all__ = ["leave", "remember"]
 
@@ -105,7 +105,7 @@ def _clear() -> None:
 
 def _clear_module(module: "ModuleType") -> None:
     """Its names, in the interpreter's order: those with one underscore, then the others."""
-    names = getattr(module, "__dict__", None)
+    names: Optional[Dict[Any, Any]] = getattr(module, "__dict__", None)
     if not isinstance(names, dict):
         return
     for private in (True, False):
