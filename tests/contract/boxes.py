@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from ms_enclave.boxes import Sandbox
 from tests.security.boxes import ColdSandbox, NoGroupsSandbox
 from tests.support import subprocess_box
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes import Sandbox
 
 __all__ = ["Cold", "NoGroups", "Process", "Subprocess", "needs_process"]
 
