@@ -8,10 +8,13 @@ on every call fails, because nothing that comes has a meaning any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import SocketAttribute
 from typing_extensions import override
 
 from ms_enclave.errors import SandboxLostError
@@ -31,6 +34,8 @@ _CHUNK = protocol.MAX_PAYLOAD
 _RECEIVE = 1 << 18
 _OUT_HIGH = 1 << 18
 """Bytes that may wait to be sent before whoever sends data has to wait."""
+
+_END_SECONDS = 1.0
 
 _EVENTS = 16
 """Events that a call may have waiting; programs have three in all."""
@@ -272,12 +277,22 @@ class Connection:
         """End it. Calls under way fail. May be called twice."""
         self.fail(SandboxLostError("The connection to the sandbox was closed"))
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
         with anyio.CancelScope(shield=True):
             if tasks:
-                await asyncio.wait(tasks)
+                await self._end_tasks(tasks)
             await anyio.aclose_forcefully(self._stream)
+
+    async def _end_tasks(self, tasks: list[asyncio.Task[None]]) -> None:
+        # Not by cancelling, where there is another way: a socket that becomes readable in the
+        # moment in which its reader is cancelled makes the event loop complain.
+        raw: socket.socket | None = self._stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610
+        if raw is not None:
+            with contextlib.suppress(OSError):
+                raw.shutdown(socket.SHUT_RDWR)
+            await asyncio.wait(tasks, timeout=_END_SECONDS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         # A fault of ours in one of them must not leave callers waiting for ever.
