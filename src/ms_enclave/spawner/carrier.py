@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._shapes import Admit, ResourceLimits, User
 
-__all__ = ["Carrier", "check_walls", "instantiate"]
+__all__ = ["Carrier", "check_walls", "instantiate", "within"]
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
 _CLONE_PARENT_CHILD = 0x8000 | 17
@@ -59,10 +59,25 @@ class Carrier:
                 state.rseq_signature,
             )  # fmt: skip
         page = _expect(pid, state, here, _MMAP, 0, _PAGE, 5, 0x22, -1, 0)
-        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-            memory.seek(page)
-            memory.write(BLOB)
+        _write_blob(pid, page)
         return cls(pid, state, page, _find_thread_id(pid, state.registers.fs_base, pid))
+
+    @classmethod
+    def of_copy(cls, pid: int, bare: Carrier, state: tracer.State) -> Carrier:
+        """Make a carrier of a stopped copy of memory that somebody hostile may have written.
+
+        Its code page is made anew: what ran there may have changed it, or may share it. `bare` is
+        the carrier that the memory began as, `state` where the copies go on.
+        Raises tracer.TraceError if anything in it is memory that its copies would share, which
+        would lead from one sandbox into another.
+        """
+        with open(f"/proc/{pid}/smaps", "rb", buffering=-1) as file:
+            for line in file:
+                if line.startswith(b"VmFlags:") and {b"sh", b"mw"} <= {*line.split()}:
+                    raise tracer.TraceError("it shares memory, which every sandbox would then do")
+        _expect(pid, bare.state, bare.page, _MMAP, bare.page, _PAGE, 5, 0x32, -1, 0)  # MAP_FIXED
+        _write_blob(pid, bare.page)
+        return cls(pid, state, bare.page, bare.thread_id)
 
     def copy(self) -> int:
         """A stopped copy with the same memory contents, a child of the station."""
@@ -110,7 +125,7 @@ def instantiate(
         if result != KERNEL_DONE:
             raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
         for kind, pair in limits.items():
-            resource.prlimit(kernel, kind, pair)
+            resource.prlimit(kernel, kind, within(pair, resource.prlimit(kernel, kind)[1]))
         os.sched_setaffinity(kernel, processors)
         check_walls(kernel)
         tracer.load_state(kernel, carrier.state)
@@ -121,6 +136,13 @@ def instantiate(
         tracer.kill(shadow)
         raise
     return kernel, shadow
+
+
+def within(pair: tuple[int, int], most: int) -> tuple[int, int]:
+    """A limit as far as it can be set: never above the hard one that the machine already has."""
+    if most == resource.RLIM_INFINITY:
+        return pair
+    return min(pair[0], most), min(pair[1], most)
 
 
 def check_walls(pid: int) -> None:
@@ -141,6 +163,12 @@ def _expect(pid: int, state: tracer.State, page: int, number: int, *arguments: i
     if result < 0:
         raise tracer.TraceError(f"call {number} in {pid}: {os.strerror(-result)}")
     return result
+
+
+def _write_blob(pid: int, page: int) -> None:
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(page)
+        memory.write(BLOB)
 
 
 def _read(pid: int, address: int, length: int) -> bytes:

@@ -122,7 +122,7 @@ def _enter(
         step = "set limits"
         os.sched_setaffinity(0, processors)
         for kind, pair in limits.items():
-            resource.setrlimit(kind, pair)
+            resource.setrlimit(kind, carrier.within(pair, resource.getrlimit(kind)[1]))
         step = "descriptors"
         go, told = _only(channel, go, told)
         step = "give up capabilities"

@@ -60,6 +60,7 @@ _PACKET = 1 << 17
 _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
+_SPARE_AGAIN = 1.0  # s before a slot is made ahead again after that failed
 _GIVE_UP = 2.0  # s after which a group that the kernel still counts is left to the launcher
 
 
@@ -128,6 +129,8 @@ class Station:
         self.by_init: dict[int, Box] = {}
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
+        self.discarded: dict[int, int] = {}
+        self.no_spare_before = 0.0
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
         self.zygotes = zygote.Zygotes(self)
@@ -180,9 +183,10 @@ class Station:
             return _TICK * 1000
         if any(self.is_watched(process) for process in self.processes.values()):
             return _WATCH * 1000
-        if len(self.spare) < self.plan["spare_slots"]:
+        few = len(self.spare) < self.plan["spare_slots"]
+        if few and time.monotonic() >= self.no_spare_before:
             return 20
-        return None
+        return _SPARE_AGAIN * 1000 if few or self.zygotes.preparing else None
 
     def describe(self) -> dict[str, object]:
         return {
@@ -212,6 +216,8 @@ class Station:
         except (OSError, tracer.TraceError, slot.SlotError) as error:
             number = getattr(error, "errno", None) or getattr(error, "number", None)
             answer = {"error": {"errno": number, "text": str(error)}}
+        except Exception as error:  # noqa: BLE001 - the boundary: one bad request must not end every sandbox
+            answer = {"error": {"errno": None, "text": f"{type(error).__name__}: {error}"}}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -291,8 +297,10 @@ class Station:
 
     def discard(self, place: slot.Slot) -> None:
         """End a slot that no sandbox has."""
-        tracer.kill(place.init)
-        self.free_numbers.add(place.number)
+        if tracer.kill(place.init):
+            self.free_numbers.add(place.number)
+        else:
+            self.discarded[place.init] = place.number  # its ids are free when it is reaped
 
     def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
@@ -410,6 +418,8 @@ class Station:
                 self.ended(self.by_pid.pop(pid), status, usage)
             elif pid in self.by_init:
                 self.closed(self.by_init[pid])
+            elif pid in self.discarded:
+                self.free_numbers.add(self.discarded.pop(pid))
             else:
                 self.zygotes.ended(pid)
 
@@ -464,9 +474,15 @@ class Station:
         ]
         if (
             len(self.spare) < self.plan["spare_slots"]
+            and now >= self.no_spare_before
             and not select.select([self.control], [], [], 0)[0]
         ):
-            self.spare.append(self.make_slot())
+            try:
+                self.spare.append(self.make_slot())
+            except (OSError, slot.SlotError):
+                # Only a head start is missing; whoever needs a slot will hear why there is none.
+                self.no_spare_before = now + _SPARE_AGAIN
+        self.zygotes.give_up_late()
 
     def is_watched(self, process: Process) -> bool:
         """Limits that no control group holds are held by looking."""

@@ -35,6 +35,7 @@ __all__ = [
 WALL = 0x40000000
 STOP_SECONDS = 0.5  # a process that does not stop within this is not going to
 
+_EXIT_KILL = 0x100000
 _OPTIONS = 0x100000 | 0x1 | 0x2 | 0x4 | 0x8 | 0x80  # EXITKILL SYSGOOD FORK VFORK CLONE SECCOMP
 _CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
 _GETEVENTMSG, _GETREGSET, _SETREGSET = 0x4201, 0x4204, 0x4205
@@ -146,19 +147,21 @@ def wait_for_stop(pid: int, seconds: float = STOP_SECONDS) -> int:
         signal.sigtimedwait(_CHILD, left)
 
 
-def seize(pid: int) -> None:
+def seize(pid: int, options: int = _OPTIONS) -> None:
     """Attach to `pid`, stop it, and arrange that it dies with the station."""
-    _ptrace(_SEIZE, pid, None, _OPTIONS)
+    _ptrace(_SEIZE, pid, None, options)
     _ptrace(_INTERRUPT, pid)
     wait_for_stop(pid)
 
 
-def seize_parked(pid: int, seconds: float = STOP_SECONDS) -> State:
+def seize_parked(pid: int, seconds: float = STOP_SECONDS, *, trusted: bool = True) -> State:
     """Attach to a process that is about to wait in a system call, and stop it there.
 
+    One that is not trusted is only looked at: with the options of a carrier its filter would let
+    the calls through that wait for a tracer's word, and its new threads would be ours to reap.
     Raises TraceError if it does not come to wait within `seconds`.
     """
-    seize(pid)
+    seize(pid, _OPTIONS if trusted else _EXIT_KILL)
     deadline = monotonic() + seconds
     while True:
         state = save_state(pid)
@@ -176,14 +179,25 @@ def detach(pid: int) -> None:
     _ptrace(_DETACH, pid)
 
 
-def kill(pid: int) -> None:
-    """End a child of the station and reap it; nothing happens if it is gone."""
+def kill(pid: int) -> bool:
+    """End a child of the station and reap it; nothing happens if it is gone.
+
+    One that does not end at once, because others that only the station's loop reaps have to end
+    before it, is left to that loop: waiting for it here would be waiting for oneself.
+    Returns whether it is reaped. SIGCHLD must be blocked in the caller.
+    """
+    deadline = monotonic() + STOP_SECONDS
     try:
         os.kill(pid, signal.SIGKILL)
-        while os.WIFSTOPPED(os.waitpid(pid, WALL)[1]):
-            pass
+        while (left := deadline - monotonic()) > 0:
+            found, status = os.waitpid(pid, os.WNOHANG | WALL)
+            if found and not os.WIFSTOPPED(status):
+                return True
+            if not found:
+                signal.sigtimedwait(_CHILD, left)
     except (ProcessLookupError, ChildProcessError):
-        return
+        return True
+    return False
 
 
 def save_state(pid: int) -> State:

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+from time import monotonic
 
 from . import _calls as calls
 from . import carrier, cold, root, slot, tracer
@@ -36,6 +37,10 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+_IMPORT_SECONDS = 25.0  # less than whoever asked waits for an answer
+_IMPORT_MEMORY = 8 << 30
+_IMPORT_PROCESSES = 256
+_IMPORT_LIMITS = {4: (1, 1), 6: (_IMPORT_PROCESSES, _IMPORT_PROCESSES), 8: (65536, 65536)}
 _OPTIONS = ("-I", "-S", "-X", "utf8")
 
 
@@ -58,6 +63,7 @@ class _Preparation:
         self.shadow = shadow
         self.channel = channel
         self.waiting: list[int] = []
+        self.deadline = monotonic() + _IMPORT_SECONDS
 
 
 class Zygotes:
@@ -165,13 +171,19 @@ class Zygotes:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         message = os.memfd_create("request")
         try:
+            group.limit(memory=_IMPORT_MEMORY, pids=_IMPORT_PROCESSES, cpu=None)
+            late = [
+                (calls.open_tree(row["source"]), row["target"])
+                for row in self.plan["late"]
+                if not row["source"].startswith(root.WRITABLE)
+            ]
             slot.furnish(
-                place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024, self.user(), []
+                place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024, self.user(), late
             ).close()
             os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
-                self.bare, place.init, theirs.fileno(), self.user(), group.admit, {},
+                self.bare, place.init, theirs.fileno(), self.user(), group.admit, _IMPORT_LIMITS,
                 self.station.processors,
             )  # fmt: skip
         except (OSError, tracer.TraceError) as error:
@@ -189,19 +201,31 @@ class Zygotes:
 
     def advance(self, key: str) -> None:
         """A preparation has something to say: it is ready, or it has failed."""
-        preparation = self.preparing.pop(key)
+        preparation = self.preparing[key]
         answer = preparation.channel.recv(4096)
-        made = None
         try:
             if answer != b"R":
                 raise tracer.TraceError(answer[1:].decode("utf-8", "replace") or "it ended")
-            made = self._checkpoint(preparation)
-            self.ready[key] = made
+            self.ready[key] = self._checkpoint(preparation)
         except (OSError, tracer.TraceError) as error:
             self.failed[key] = str(error)
+        self._finish(key)
+
+    def give_up_late(self) -> None:
+        """End the preparations that take too long: whoever asked for them waits."""
+        now = monotonic()
+        for key, preparation in list(self.preparing.items()):
+            if now > preparation.deadline:
+                self.failed[key] = f"importing took longer than {_IMPORT_SECONDS} s"
+                self._finish(key)
+
+    def _finish(self, key: str, reaped: int = 0) -> None:
+        """End what a preparation ran in, and tell its outcome to whoever waits for it."""
+        preparation = self.preparing.pop(key)
         preparation.channel.close()
-        tracer.kill(preparation.shadow)
-        tracer.kill(preparation.kernel)
+        for pid in (preparation.shadow, preparation.kernel):
+            if pid != reaped:  # that number may be somebody else's by now
+                tracer.kill(pid)
         self._drop(preparation.slot, preparation.group)
         for number in preparation.waiting:
             text = self.failed.get(key)
@@ -212,13 +236,17 @@ class Zygotes:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
         if self.bare is None:
             raise tracer.TraceError("the zygote was killed")
-        state = tracer.seize_parked(preparation.kernel)
+        state = tracer.seize_parked(preparation.kernel, trusted=False)
         shadow = carrier.Carrier(
             preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
         )
         copy = shadow.copy()
-        self.service.admit(copy)  # what it shares with its copies is nobody's run
-        return carrier.Carrier(copy, state, self.bare.page, self.bare.thread_id)
+        try:
+            self.service.admit(copy)  # what it shares with its copies is nobody's run
+            return carrier.Carrier.of_copy(copy, self.bare, state)
+        except BaseException:
+            tracer.kill(copy)
+            raise
 
     def _drop(self, place: slot.Slot, group: Group) -> None:
         self.station.discard(place)
@@ -232,3 +260,7 @@ class Zygotes:
         for key, ready in list(self.ready.items()):
             if ready.pid == pid:
                 del self.ready[key]
+        for key, preparation in list(self.preparing.items()):
+            if pid in (preparation.shadow, preparation.kernel):
+                self.failed[key] = "it ended"
+                self._finish(key, pid)
