@@ -8,6 +8,7 @@ killing in the bare version 2 tree, where `cgroup.kill` works without any contro
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -18,23 +19,31 @@ if TYPE_CHECKING:
     from ._shapes import GroupRow
 
 __all__ = [
+    "CALLERS",
     "PREFIX",
     "Figures",
     "Group",
     "Hierarchy",
     "Station",
     "discover",
+    "enter",
     "own_hierarchies",
     "prepare",
     "remove",
+    "seat",
     "sweep",
 ]
 
 PREFIX = "ms-enclave-"
 """How the name of every station's group begins."""
 
+CALLERS = "enclave-callers"
+"""Where those wait that were in a delegated group of version 2, which may hold groups or processes
+but not both; the groups of stations are beside it."""
+
 _VERSION_1 = ("memory", "pids", "cpu", "cpuacct")
 _VERSION_2 = ("memory", "pids", "cpu")
+_ROUNDS = 10
 _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth controller
 
 
@@ -83,8 +92,11 @@ def discover(mounts: str, own: str) -> list[Hierarchy]:
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         root, point = left.split()[3:5]
+        if ".." in root.split("/"):
+            continue  # mounted from outside of our cgroup namespace: where we are in it is not told
         if kind == "cgroup2" and "" in groups:
-            found.append(Hierarchy(2, [], _below(point, root, groups[""])))
+            path = _below(point, root, groups[""])
+            found.append(Hierarchy(2, [], path.removesuffix(f"/{CALLERS}")))
         elif kind == "cgroup":
             names = [name for name in options.split(",") if name in _VERSION_1]
             if names and names[0] in groups:
@@ -146,6 +158,9 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
             controllers = hierarchy.controllers
             if hierarchy.version == 2:
                 controllers = _enable(hierarchy.path, _VERSION_2)
+                if not controllers and _is_delegated(hierarchy.path):
+                    _clear(hierarchy.path)
+                    controllers = _enable(hierarchy.path, _VERSION_2)
             os.mkdir(path)
         except OSError:
             continue  # not ours to use: the attestation says which guards there are
@@ -153,11 +168,35 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
         fcntl.flock(opened, fcntl.LOCK_EX)  # held until the station, too, has gone
         if hierarchy.version == 2:
             os.mkdir(f"{path}/station")
-            controllers = _enable(path, controllers)
         if owner is not None:
             _give(path, owner)
         ready.append(Hierarchy(hierarchy.version, list(controllers), path, opened))
     return ready
+
+
+def enter(group: Hierarchy) -> None:
+    """Before the station is made: be where it must see all of its groups from.
+
+    Its cgroup namespace begins where its maker is, and a leaf would hide them.
+    """
+    if group.version == 2 and os.path.isdir(f"{os.path.dirname(group.path)}/{CALLERS}"):
+        _put(f"{group.path}/cgroup.procs", "0")
+
+
+def seat(group: Hierarchy, pid: int) -> None:
+    """Put the station into its leaf, ourselves back, and switch the controllers on for the rest.
+
+    Raises OSError where that does not work although it did one level higher.
+    """
+    if group.version != 2:
+        return
+    _put(f"{group.path}/station/cgroup.procs", str(pid))
+    leaf = f"{os.path.dirname(group.path)}/{CALLERS}"
+    if os.path.isdir(leaf):
+        _put(f"{leaf}/cgroup.procs", "0")
+    missing = set(group.controllers) - set(_enable(group.path, group.controllers))
+    if missing:
+        raise OSError(errno.EBUSY, f"no {', '.join(sorted(missing))} in a group of our own")
 
 
 def _enable(path: str, wanted: Collection[str]) -> list[str]:
@@ -173,6 +212,40 @@ def _enable(path: str, wanted: Collection[str]) -> list[str]:
                 continue
     with open(f"{path}/cgroup.subtree_control") as file:
         return [name for name in file.read().split() if name in wanted]
+
+
+def _is_delegated(path: str) -> bool:
+    """Whether everything in a group is its user's to arrange: the service manager has marked it,
+    or it is the root of a container."""
+    if os.path.ismount(path):
+        return os.path.exists(f"{path}/cgroup.type")  # which the machine's own root has not
+    for mark in ("trusted.delegate", "user.delegate"):
+        try:
+            if os.getxattr(path, mark) == b"1":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _clear(path: str) -> None:
+    """Move the processes of a delegated group to a leaf of it, so that it can have groups."""
+    os.makedirs(f"{path}/{CALLERS}", exist_ok=True)
+    for _ in range(_ROUNDS):
+        with open(f"{path}/cgroup.procs") as file:
+            pids = file.read().split()
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                _put(f"{path}/{CALLERS}/cgroup.procs", pid)
+            except ProcessLookupError:
+                continue  # it has just ended
+
+
+def _put(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _give(path: str, owner: int) -> None:

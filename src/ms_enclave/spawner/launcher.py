@@ -115,6 +115,8 @@ def _clone_station(
     trees = _step("open", root.open_trees, plan) if first is not None else []
     go_read, go_write = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for group in groups:
+        _step("control groups", cgroups.enter, group)
     pid = _step("clone", calls.clone, calls.EVERY_NAMESPACE)
     if pid == 0:
         os.close(go_write)
@@ -127,9 +129,7 @@ def _clone_station(
     try:
         _step("id map", _write_map, pid, first)
         for group in groups:
-            if group.version == 2:
-                with open(f"{group.path}/station/cgroup.procs", "w") as file:
-                    file.write(str(pid))
+            _step("control groups", cgroups.seat, group, pid)
     except BaseException:
         os.close(go_write)
         os.waitpid(pid, 0)
