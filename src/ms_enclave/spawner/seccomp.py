@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import platform
 import struct
+from functools import cache
 
 from ._call_numbers import AARCH64, X86_64
 
@@ -178,6 +179,7 @@ _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 Instruction = tuple[int, int, int, int]
 
 
+@cache
 def filter_for(*, traced: bool) -> bytes:
     """The program for this machine. `traced` is for carriers, whose calls a station orders.
 
