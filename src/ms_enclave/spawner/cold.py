@@ -10,9 +10,10 @@ import resource
 import select
 import signal
 import socket
+from time import monotonic
 
 from . import _calls as calls
-from . import carrier, tracer
+from . import carrier, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["spawn"]
 
 _PATIENCE = 10.0
+_LOOK = 0.05
 
 _ALL_BUT_PID = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID
 _SECUREBITS = 0xEB  # as in blob.S
@@ -63,13 +65,13 @@ def spawn(
         os.write(go_write, b"g")
         # Its pid, and that it has given up everything and waits: either may come first.
         pid = _hear(ours)
-        pid = max(pid, _hear(ours))
+        pid = max(pid, _hear(ours, pid))
         os.waitpid(middle, 0)
         if not pid:
             raise OSError(errno.ESRCH, "a new process ended before it was one")
         carrier.check_walls(pid)
         os.write(go_write, b"g")
-        _hear(ours)  # nothing, from an exec that closed its end
+        _hear(ours, pid)  # nothing, from an exec that closed its end
     except BaseException:
         for started in (middle, pid):
             if started > 0:
@@ -83,10 +85,17 @@ def spawn(
     return pid
 
 
-def _hear(ours: socket.socket) -> int:
-    """A number that the child tells, 0 for its end; raises what it failed with."""
-    if not select.select([ours], [], [], _PATIENCE)[0]:
-        raise OSError(errno.ETIMEDOUT, "a new process does not get on")
+def _hear(ours: socket.socket, pid: int = 0) -> int:
+    """A number that the child tells, 0 for its end; raises what it failed with.
+
+    One that is in the slot can be stopped by whoever else is there, and must not stop the station.
+    """
+    deadline = monotonic() + _PATIENCE
+    while not select.select([ours], [], [], _LOOK)[0]:
+        if pid and survey.is_stopped(pid):
+            raise OSError(errno.EINTR, "a new process was stopped by another of its sandbox")
+        if monotonic() > deadline:
+            raise OSError(errno.ETIMEDOUT, "a new process does not get on")
     message = ours.recv(256)
     if message[:1] != b"!":
         return int(message or b"0")
@@ -109,6 +118,7 @@ def _enter(
     """The copy's side, twice: the first makes the second, which is born inside. Never returns."""
     step = "wait"
     try:
+        calls.prctl(4, 0)  # SET_DUMPABLE: until it executes, what it remembers is the station's
         os.read(go, 1)
         step = "enter the slot"
         inside = calls.pidfd_open(slot.init)
@@ -168,5 +178,4 @@ def _give_up(user: User) -> None:
         os.setresuid(user[0], user[0], user[0])
     calls.drop_all_capabilities()
     os.setsid()
-    calls.prctl(4, 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .slot import Slot
 
-__all__ = ["Usage", "inner_pid", "is_alive", "kill_descendants", "standing", "usage"]
+__all__ = ["Usage", "inner_pid", "is_alive", "is_stopped", "kill_descendants", "standing", "usage"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -46,6 +46,12 @@ def is_alive(pid: int) -> bool:
     everybody else's end before it can be reaped, and counts as dead from its own begin of it."""
     fields = _stat(pid)
     return fields is not None and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _EXITING
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in (b"T", b"t")
 
 
 def inner_pid(pid: int) -> int:
