@@ -23,10 +23,12 @@ from ms_enclave.model.diagnosis import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["ATTEMPTS", "KERNEL_FLOOR", "HostFacts", "host_facts", "problems"]
+__all__ = ["ATTEMPTS", "KERNEL_FLOOR", "USE_LINUX", "HostFacts", "host_facts", "problems"]
 
 KERNEL_FLOOR = (5, 12)
 """`mount_setattr`, by which a whole tree is made read-only at once; everything else is older."""
+
+USE_LINUX = "run ms-enclave on a Linux machine or in a Linux virtual machine (on Windows: WSL 2)"
 
 _OVERLAY_KERNEL = (6, 6)
 """From here on a tmpfs keeps the extended attributes that an unprivileged overlay needs."""
@@ -86,8 +88,7 @@ def _not_linux(facts: HostFacts) -> Problem:
     name = {"darwin": "macOS", "win32": "Windows"}.get(facts.platform, facts.platform)
     return Problem(
         what=f"the embedded sandbox is made of Linux namespaces, and this is {name}",
-        remedy="use sandbox type docker, connect to an ms-enclave server on a Linux machine, "
-        "or work in a Linux virtual machine (on Windows: WSL 2)",
+        remedy=USE_LINUX,
     )
 
 
@@ -95,13 +96,12 @@ def _blocking(facts: HostFacts) -> Iterator[Problem]:
     if facts.machine not in _MACHINES:
         yield Problem(
             what=f"there is no system-call filter for {facts.machine}",
-            remedy=f"use sandbox type docker, or a machine of type {' or '.join(_MACHINES)}",
+            remedy=f"use a machine of type {' or '.join(_MACHINES)}",
         )
     if facts.kernel < KERNEL_FLOOR:
         yield Problem(
             what=f"Linux {_version(facts.kernel)} is too old: {_version(KERNEL_FLOOR)} is needed",
-            remedy="boot a newer kernel (Debian: a kernel from backports; Ubuntu: the HWE "
-            "kernel), or use sandbox type docker",
+            remedy="boot a newer kernel (Debian: a kernel from backports; Ubuntu: the HWE kernel)",
         )
     if facts.container == "gvisor":
         yield Problem(

@@ -142,10 +142,12 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
         CapabilityError: a network, or a life beyond the owner's.
     """
     if sys.platform != "linux":
+        from ms_enclave.boxes._process_probe import USE_LINUX
+
         raise IsolationUnavailableError(
             f"The process sandbox needs Linux; this is {platform.system() or sys.platform}",
             missing=["linux"],
-            remedy="use sandbox_type='docker', or a manager on a Linux machine over HTTP",
+            remedy=USE_LINUX,
         )
     if config.isolation not in (None, "namespace", "best"):
         raise IsolationUnavailableError(

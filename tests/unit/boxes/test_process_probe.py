@@ -76,7 +76,7 @@ def test_a_machine_that_has_everything_has_no_problem(machine: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("machine", "changes", "words"),
     [
-        pytest.param({}, {"platform": "darwin"}, ["macOS", "docker", "server"], id="macOS"),
+        pytest.param({}, {"platform": "darwin"}, ["macOS", "virtual machine"], id="macOS"),
         pytest.param({}, {"platform": "win32"}, ["Windows", "WSL 2"], id="Windows"),
         pytest.param(DEBIAN_12_ROOT, {"machine": "riscv64"}, ["riscv64", "x86_64"], id="machine"),
         pytest.param(DEBIAN_12_ROOT, {"kernel": (5, 4)}, ["5.4", "5.12", "newer kernel"], id="old"),
