@@ -56,3 +56,11 @@ def test_registries_name_types_without_loading_them() -> None:
     )
     assert done.stdout.splitlines()[1] == "[]"
     assert "process" in done.stdout
+
+
+def test_the_contract_suites_say_what_they_need() -> None:
+    program = "import sys; sys.modules['pytest'] = None; import ms_enclave.testing"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "pip install pytest" in done.stderr.splitlines()[-1]
