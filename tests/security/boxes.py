@@ -14,6 +14,7 @@ __all__ = [
     "NoGroupsSandbox",
     "UnfilteredSandbox",
     "find_processes",
+    "members_of",
     "namespaces",
     "status_of",
     "wait_for_processes",
@@ -56,6 +57,22 @@ def find_processes(marker: str) -> list[int]:
             continue
         if marker.encode() in words:
             found.append(int(entry.name))
+    return found
+
+
+def members_of(space: str) -> set[int]:
+    """Pids, as the host sees them, of everybody alive in a pid namespace."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.readlink(entry / "ns" / "pid") == space:
+                found |= (
+                    {int(entry.name)}
+                    if status_of(int(entry.name))["State"][0] not in "ZX"
+                    else set()
+                )
+        except (OSError, KeyError):
+            continue
     return found
 
 

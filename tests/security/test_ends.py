@@ -18,6 +18,8 @@ from tests.security.boxes import (
     ColdSandbox,
     NoGroupsSandbox,
     find_processes,
+    members_of,
+    namespaces,
     status_of,
     wait_for_processes,
     wait_until_gone,
@@ -57,6 +59,46 @@ async def test_a_time_out_takes_the_daemons_along(kind: type[ProcessSandbox]) ->
         assert result.stdout == "started\n"
         assert find_processes(marker) == []
         assert (await box.run_code("print(1)")).stdout == "1\n"
+
+
+RACE = """
+import os, signal, sys
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_IGN)
+if os.fork() == 0:
+    os.execvp('sleep', ['sleep', sys.argv[1]])
+main = os.getpid()
+os.fork()
+while os.getpid() == main:
+    signal.pause()
+while True:  # everybody is always about to become somebody else's child
+    try:
+        if os.fork() == 0:
+            os.setsid()
+        elif os.fork() == 0:
+            continue
+        else:
+            os._exit(0)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_program_forks_faster_than_it_is_killed(kind: type[ProcessSandbox]) -> None:
+    marker = new_marker()
+    async with kind({"pids_limit": 60}) as box:
+        await box.execute_command(f"setsid sleep {marker}9 >/dev/null 2>&1 &")
+        (bystander,) = wait_for_processes(f"{marker}9")
+        space = namespaces(bystander)["pid"]
+        allowed = {bystander, int(status_of(bystander)["PPid"])}
+        for _ in range(3):
+            result = await box.run_code(RACE, args=[marker], timeout=0.4)
+            assert result.verdict != "ok"
+            assert find_processes(marker) == []
+            assert members_of(space) - allowed == set()
+        assert find_processes(f"{marker}9") == [bystander]
 
 
 @pytest.mark.parametrize("kind", KINDS)
