@@ -171,13 +171,25 @@ class Files:
     def search(
         self, pattern: str, path: str = ".", *, limit: int = 1000
     ) -> builtins.list[SearchMatch]:
-        """Lines that match a regular expression, in a file or anywhere below a folder."""
+        """Lines that match a regular expression, in a file or anywhere below a folder.
+
+        Args:
+            limit: matches at most; more are not looked for.
+
+        Raises:
+            ConfigError: the pattern is no regular expression, or `limit` is not above 0.
+            FileNotFoundError: there is nothing at the path.
+        """
         return call(self._target.search, pattern, path, limit=limit)
 
     def replace(self, path: str, old: str, new: str, *, count: int | None = None) -> int:
         """Replace a string in a text file, everywhere or the first `count` times.
 
         Returns how many were replaced; 0 leaves the file as it is.
+
+        Raises:
+            ConfigError: `old` is empty, or `count` is not above 0.
+            FileNotFoundError, IsADirectoryError: there is no file at the path.
         """
         return call(self._target.replace, path, old, new, count=count)
 
@@ -436,7 +448,11 @@ class Sandbox:
         return self._target.get_tool(tool_name)
 
     def add_tool(self, tool: Tool) -> None:
-        """Give it a tool, replacing one of the same name."""
+        """Give it a tool, replacing one of the same name.
+
+        Raises:
+            ConfigError: it is no `Tool`.
+        """
         self._target.add_tool(tool)
 
     def execute_tool(

@@ -150,6 +150,9 @@ class SandboxContext(Protocol):
     ) -> CommandResult:
         """Run Python source as a fresh `__main__`. Needs the capability `python`.
 
+        Args:
+            timeout: seconds; the sandbox's own where None.
+
         Raises:
             CapabilityError: the sandbox has no Python.
         """

@@ -504,7 +504,11 @@ class Sandbox(Life):
         return self._toolbox.find(tool_name)
 
     def add_tool(self, tool: Tool) -> None:
-        """Give it a tool, replacing one of the same name."""
+        """Give it a tool, replacing one of the same name.
+
+        Raises:
+            ConfigError: it is no `Tool`.
+        """
         self._toolbox.add(tool)
 
     @on_loop

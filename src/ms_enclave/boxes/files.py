@@ -170,7 +170,15 @@ class Files:
     async def search(
         self, pattern: str, path: str = ".", *, limit: int = SEARCH_LIMIT
     ) -> builtins.list[SearchMatch]:
-        """Lines that match a regular expression, in a file or anywhere below a folder."""
+        """Lines that match a regular expression, in a file or anywhere below a folder.
+
+        Args:
+            limit: matches at most; more are not looked for.
+
+        Raises:
+            ConfigError: the pattern is no regular expression, or `limit` is not above 0.
+            FileNotFoundError: there is nothing at the path.
+        """
         _positive(limit=limit)
         try:
             re.compile(pattern)
@@ -184,6 +192,10 @@ class Files:
         """Replace a string in a text file, everywhere or the first `count` times.
 
         Returns how many were replaced; 0 leaves the file as it is.
+
+        Raises:
+            ConfigError: `old` is empty, or `count` is not above 0.
+            FileNotFoundError, IsADirectoryError: there is no file at the path.
         """
         if not old:
             raise ConfigError("the text to replace must not be empty")

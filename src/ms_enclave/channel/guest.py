@@ -76,6 +76,9 @@ class GuestConnection:
 
         Args:
             timeout: seconds that it may take to answer.
+
+        Raises:
+            SandboxLostError: it does not answer in time, or not in our protocol.
         """
         hello = {"version": protocol.VERSION, "folder": self._working_dir}
         try:
