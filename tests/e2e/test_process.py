@@ -267,5 +267,7 @@ async def test_exit_codes_and_endings_are_pythons_own() -> None:
         assert "instance.py" not in raised.stderr
         killed = await box.run_code("import os; os.abort()")
         assert (killed.signal, killed.exit_code, killed.verdict) == (6, 134, "signal")
+        not_late = await box.run_code("import os; os.kill(os.getpid(), 24)")  # SIGXCPU
+        assert (not_late.signal, not_late.verdict) == (24, "signal")
         interrupted = await box.run_code("raise KeyboardInterrupt")
         assert interrupted.signal == 2

@@ -426,16 +426,7 @@ class Station:
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
         figures = process.group.figures()
-        cause = process.cause
-        if cause is None and figures.oom_kills:
-            cause = "oom"
-        elif cause is None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-            cause = "cpu_timeout"
-        elif cause is None and status != 0:
-            if figures.refused_forks:
-                cause = "process_limit"
-            elif process.box.store.full():
-                cause = "disk_limit"
+        cause = process.cause or self.limit_hit(process, status, usage, figures)
         total = usage.ru_utime + usage.ru_stime
         scale = figures.cpu / total if figures.cpu is not None and total > 0 else 1.0
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
@@ -452,6 +443,27 @@ class Station:
         self.send(row)
         if not process.kill_requests:
             self.forget(process)
+
+    def limit_hit(
+        self, process: Process, status: int, usage: struct_rusage, figures: cgroups.Figures
+    ) -> str | None:
+        """The limit that a process ended for, if what counts it says so.
+
+        Nothing but a control group counts the forks that were refused.
+        """
+        if figures.oom_kills:
+            return "oom"
+        if status == 0:
+            return None
+        out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+        if out_of_time and process.cpu_limit is not None:
+            return "cpu_timeout"
+        if figures.refused_forks:
+            return "process_limit"
+        most = None if "memory" in self.groups.controllers else process.memory_limit
+        if most is not None and usage.ru_maxrss * 1024 > 2 * most:
+            return "oom"  # it was refused more (RLIMIT_DATA) before anybody looked
+        return "disk_limit" if process.box.store.full() else None
 
     def forget(self, process: Process) -> None:
         self.processes.pop(process.number, None)
