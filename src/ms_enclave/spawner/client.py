@@ -7,6 +7,7 @@ request that is under way when the station ends raises `SandboxLostError`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import json
@@ -195,9 +196,9 @@ class StationClient:
         if ours is None:
             raise SandboxLostError("The station has ended")
         number = next(self._numbers)
+        packet = _packet({"q": number, "op": operation, **fields})
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        packet = json.dumps({"q": number, "op": operation, **fields}).encode()
         try:
             with anyio.fail_after(_ANSWER_SECONDS):
                 while True:
@@ -247,9 +248,7 @@ class StationClient:
         *, stdin: bool,
     ) -> StationProcess:  # fmt: skip
         """Start a process: `document` is for the process itself, `fields` for the station."""
-        process = StationProcess(self, next(self._numbers), stdin=stdin)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._processes[process.number] = process
+        process, ours, theirs = self._new_process(stdin=stdin)
         try:
             with theirs, ours:
                 send_request(ours, document, process.inner_ends)
@@ -260,21 +259,37 @@ class StationClient:
             if "refused" in answer:
                 process.refused(answer["refused"])
         except BaseException:
-            self._processes.pop(process.number, None)
-            with anyio.CancelScope(shield=True):
-                await process.abandon()
+            await self._give_up(process)
             raise
         finally:
             process.close_inner_ends()
         return process
 
+    def _new_process(self, *, stdin: bool) -> tuple[StationProcess, socket.socket, socket.socket]:
+        """A process that is to be, and both ends of its channel; OSError leaves nothing open."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            process = StationProcess(self, next(self._numbers), stdin=stdin)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        self._processes[process.number] = process
+        return process, ours, theirs
+
+    async def _give_up(self, process: StationProcess) -> None:
+        """Leave nothing of a spawn that failed or was cancelled: the station may be doing it."""
+        self._processes.pop(process.number, None)
+        with anyio.CancelScope(shield=True):
+            with contextlib.suppress(SandboxLostError, SandboxStartError):  # gone with its sandbox
+                await process.kill()
+            await process.abandon()
+
     async def spawn_guest(
         self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> tuple[StationProcess, socket.socket]:
         """Start the guest; returns its process and the connected end of its channel."""
-        process = StationProcess(self, next(self._numbers), stdin=False)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._processes[process.number] = process
+        process, ours, theirs = self._new_process(stdin=False)
         try:
             with theirs:
                 send_request(ours, document, process.inner_ends)
@@ -288,9 +303,7 @@ class StationClient:
                 raise BlockingIOError(errno.EAGAIN, text)
         except BaseException:
             ours.close()
-            self._processes.pop(process.number, None)
-            with anyio.CancelScope(shield=True):
-                await process.abandon()
+            await self._give_up(process)
             raise
         finally:
             process.close_inner_ends()
@@ -304,6 +317,14 @@ def _clean_up_after_a_dead_launcher() -> None:
     deadline = time.monotonic() + 2
     while not cgroups.sweep(cgroups.own_hierarchies()) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def _packet(request: Mapping[str, Any]) -> bytes:
+    """A request as it is sent. Raises SandboxStartError for one that the station cannot take."""
+    packet = json.dumps(request).encode()
+    if len(packet) > _PACKET:
+        raise SandboxStartError(f"A request of {len(packet)} bytes: {_PACKET} are the most")
+    return packet
 
 
 def send_request(
@@ -340,16 +361,20 @@ class StationProcess(Process):
         self.number = number
         self._station = station
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
+        opened: list[int] = []
+        try:
+            for _ in range(3 if stdin else 2):
+                opened += os.pipe()
+            if not stdin:
+                opened += (open_null(), -1)
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        out_read, out_write, err_read, err_write, in_read, in_write = opened
         self.stdout = PipeReader(out_read)
         self.stderr = PipeReader(err_read)
-        self.stdin = None
-        if stdin:
-            in_read, in_write = os.pipe()
-            self.stdin = PipeWriter(in_write)
-        else:
-            in_read = open_null()
+        self.stdin = PipeWriter(in_write) if stdin else None
         self.inner_ends = (in_read, out_write, err_write)
         for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
             os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
