@@ -7,6 +7,7 @@ only done.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -132,14 +133,30 @@ def _build_image(plan: Plan) -> None:
     beside += [(f"{_BESIDE}/host{bind['target']}", bind["target"]) for bind in plan["beside"]]
     beside += [(bind["target"], bind["target"]) for bind in plan["image_binds"]]
     for path in ("/dev", "/proc", "/tmp", plan["work"]):
+        _refuse_links(path)
         os.makedirs(IMAGE + path, 0o755, exist_ok=True)
     for path, text in plan["beside_links"]:
+        _refuse_links(f"{_BESIDE}/host{os.path.dirname(path)}")
         place = f"{IMAGE}{_BESIDE}/host{path}"
         os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
         os.symlink(text, place)
     for target, source in [*beside, ("/dev", "/dev")]:
+        _refuse_links(target)
         _attach(calls.open_tree(source), IMAGE + target)
     calls.mount("", IMAGE, None, calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | flags)
+
+
+def _refuse_links(path: str) -> None:
+    """Raise OSError where a link of the given root stands in a place that is to be mounted on.
+
+    Here it would lead out of that root and into the station's own, of which its code is a part.
+    """
+    place = IMAGE
+    for part in path.strip("/").split("/"):
+        place = f"{place}/{part}"
+        if os.path.islink(place):
+            shown = place[len(IMAGE) :]
+            raise OSError(errno.ELOOP, f"the root file system has a link at {shown}, not a folder")
 
 
 def _attach(tree: int, target: str) -> None:
