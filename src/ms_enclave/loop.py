@@ -186,6 +186,7 @@ class _Portal:
         with self._lock:
             if self._closed:
                 return False
+            job.submitted = True  # from here on its end will be heard
             self.jobs.add(job)
             self.loop.call_soon_threadsafe(job.begin, self, context=job.context)
             return True
@@ -300,7 +301,6 @@ def _hook_exit() -> None:
 
 
 def _submit(job: _Job[Any]) -> None:
-    job.submitted = True
     while not _current().submit(job):
         pass  # that loop was shut down in between; the next is a new one
 

@@ -102,6 +102,22 @@ def test_at_exit_what_asked_for_it_is_closed_and_its_owner_last() -> None:
     assert out.splitlines() == ["main ends", "closed box", "closed owner"]
 
 
+def test_a_call_after_the_end_is_refused_and_does_not_hang() -> None:
+    out = run_program("""
+        import atexit
+
+        def late():
+            try:
+                loop.call(nothing)
+            except RuntimeError as error:
+                say(error)
+
+        atexit.register(late)  # before the loop's own, so that it runs after it
+        say(loop.call(nothing))
+    """)
+    assert out.splitlines() == ["nothing", "the interpreter is exiting"]
+
+
 @pytest.mark.skipif(
     (3, 12, 0) <= sys.version_info < (3, 12, 2), reason="CPython gh-113964: no threads at exit"
 )
