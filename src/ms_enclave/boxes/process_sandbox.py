@@ -156,7 +156,11 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
             remedy="use isolation='namespace'",
         )
     if config.network_enabled:
-        raise CapabilityError("network", remedy="leave network_enabled at False")
+        raise CapabilityError(
+            "network",
+            message="The process sandbox has no network",
+            remedy="leave network_enabled at False (no --network); no sandbox type here has one",
+        )
     if config.on_owner_death == "keep":
         raise CapabilityError("keep", remedy="leave on_owner_death at 'kill'")
 
