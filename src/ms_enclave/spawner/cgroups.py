@@ -257,9 +257,10 @@ def _give(path: str, owner: int) -> None:
 
 def remove(path: str) -> None:
     """Remove a group and those below it. Raises OSError while a process is in one of them."""
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            remove(entry.path)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove(entry.path)
     os.rmdir(path)
 
 
