@@ -522,6 +522,8 @@ def main(control: int, life: int, plan_file: int) -> None:
         plan = json.load(file)
     for descriptor in (control, life, *(group["fd"] for group in plan["groups"])):
         os.set_inheritable(descriptor, False)
+    # A launcher that is killed takes along even a station that hangs and so does not see LIFE end.
+    calls.prctl(1, signal.SIGKILL)  # SET_PDEATHSIG
     calls.prctl(4, 1)  # SET_DUMPABLE: a carrier's copies fetch their channel from here
     os.umask(0o022)
     calls.umount(root.CODE + "/ms_enclave")
