@@ -48,6 +48,7 @@ class Snapshot:
     children: frozenset[tuple[int, str]]
     mounts: frozenset[str]
     cgroups: frozenset[str]
+    other_cgroups: frozenset[str]
     folders: frozenset[str]
     descriptors: Counter[str]
     threads: Counter[str]
@@ -55,10 +56,12 @@ class Snapshot:
     @classmethod
     def take(cls) -> Snapshot:
         """Look once."""
+        groups = _cgroups()
         return cls(
             children=frozenset(_children()),
             mounts=frozenset(_mounts()),
-            cgroups=frozenset(_cgroups()),
+            cgroups=frozenset(group for group, ours in groups.items() if ours),
+            other_cgroups=frozenset(group for group, ours in groups.items() if not ours),
             folders=frozenset(_folders()),
             descriptors=Counter(_descriptors()),
             threads=Counter(thread.name for thread in threading.enumerate()),
@@ -66,10 +69,12 @@ class Snapshot:
 
     def since(self, before: Snapshot) -> list[str]:
         """What is here now and was not before, one line a thing."""
+        # Another run's do not become ours when the last process in them has ended.
+        cgroups = self.cgroups - before.cgroups - before.other_cgroups
         return [
             *(f"process {pid}: {name}" for pid, name in sorted(self.children - before.children)),
             *(f"mount {point}" for point in sorted(self.mounts - before.mounts)),
-            *(f"cgroup {path}" for path in sorted(self.cgroups - before.cgroups)),
+            *(f"cgroup {path}" for path in sorted(cgroups)),
             *(f"folder or socket {path}" for path in sorted(self.folders - before.folders)),
             *(
                 f"descriptor {kind}: {count} more"
@@ -132,14 +137,15 @@ def _mounts() -> list[str]:
     return [line.split()[4] for line in lines if _OURS.search(line)]
 
 
-def _cgroups() -> list[str]:
-    """Groups of ours that are empty or hold our own processes, in every hierarchy."""
-    found: set[str] = set()
+def _cgroups() -> dict[str, bool]:
+    """The project's groups in every hierarchy, and whether they are empty or hold our processes."""
+    found: dict[str, bool] = {}
     for parent in _cgroup_parents():
         for group in _subfolders(parent):
-            if _OURS.search(os.path.basename(group)) and not _is_somebody_elses(group):
-                found |= {group, *_subfolders(group)}
-    return sorted(found)
+            if _OURS.search(os.path.basename(group)):
+                ours = not _is_somebody_elses(group)
+                found |= dict.fromkeys((group, *_subfolders(group)), ours)
+    return found
 
 
 def _cgroup_parents() -> set[str]:
