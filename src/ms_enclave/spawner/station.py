@@ -60,6 +60,7 @@ _PACKET = 1 << 17
 _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
+_IDLE = 0.02  # s without a request after which something is made ahead
 _SPARE_AGAIN = 1.0  # s before a slot is made ahead again after that failed
 _GIVE_UP = 2.0  # s after which a group that the kernel still counts is left to the launcher
 
@@ -149,7 +150,7 @@ class Station:
             poll = select.poll()
             for descriptor in (*own, *preparing):
                 poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(self.patience()):
+            for descriptor, _ in poll.poll(self.patience()) or self.rest():
                 if descriptor == self.life.fileno():
                     return
                 if descriptor == self.events:
@@ -170,6 +171,12 @@ class Station:
         for pid in (0, self.zygotes.bare.pid):
             os.sched_setaffinity(pid, {chosen})
 
+    def rest(self) -> list[tuple[int, int]]:
+        """There is nothing to read: time for what may be asked for next. Returns no events."""
+        if not self.processes:
+            self.zygotes.use_idle_time()
+        return []
+
     def drain(self) -> None:
         """Take the pending SIGCHLD; a wait for a stop may have taken it before."""
         try:
@@ -183,9 +190,11 @@ class Station:
             return _TICK * 1000
         if any(self.is_watched(process) for process in self.processes.values()):
             return _WATCH * 1000
+        if self.zygotes.asked and not self.processes:
+            return _IDLE * 1000
         few = len(self.spare) < self.plan["spare_slots"]
         if few and time.monotonic() >= self.no_spare_before:
-            return 20
+            return _IDLE * 1000
         return _SPARE_AGAIN * 1000 if few or self.zygotes.preparing else None
 
     def describe(self) -> dict[str, object]:

@@ -152,18 +152,26 @@ class Zygotes:
         return pid
 
     def _wanted(self, preload: list[str]) -> str:
-        """The key of a set of modules; asked for a second time, it is made in the background."""
+        """The key of a set of modules; asked for once, it is made in the background when there is
+        nothing else to do, and asked for again, at once."""
         key = json.dumps(preload)
         if key not in self.ready and key not in self.failed and key not in self.preparing:
             if key in self.asked:
                 self.prepare(key)
-            self.asked.add(key)
+            else:
+                self.asked.add(key)
         return key
+
+    def use_idle_time(self) -> None:
+        """Prepare what somebody may ask for again."""
+        for key in list(self.asked):
+            self.prepare(key)
 
     # --- a set of modules -----------------------------------------------------------------------
 
     def prepare(self, key: str) -> None:
         """Begin to import a set of modules (JSON list) in a slot of its own."""
+        self.asked.discard(key)
         if self.bare is None:
             return
         place = self.station.take_slot()
