@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
-from tests.security.boxes import find_processes, status_of, wait_until_gone
+from tests.security.boxes import status_of, wait_for_processes, wait_until_gone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
 
@@ -21,7 +21,7 @@ async def test_a_station_that_hangs_goes_with_its_launcher() -> None:
     await box.start()
     try:
         await box.execute_command(f"setsid sleep {marker} >/dev/null 2>&1 &")
-        (pid,) = find_processes(marker)
+        (pid,) = wait_for_processes(marker)
         station = int(status_of(int(status_of(pid)["PPid"]))["PPid"])
         os.kill(station, signal.SIGSTOP)
         os.kill(int(status_of(station)["PPid"]), signal.SIGKILL)

@@ -5,11 +5,10 @@ Never imported when running: a station starts with as few modules as it can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypedDict
 
 __all__ = [
-    "Admit",
     "Answer",
     "BindRow",
     "BoxLimits",
@@ -32,8 +31,6 @@ __all__ = [
     "User",
 ]
 
-Admit = Callable[[int], None]
-"""Puts a process, by its pid, under the control group that it is to run in."""
 Masks = tuple[str, str]
 """An empty file and an empty folder."""
 ResourceLimits = Mapping[int, tuple[int, int]]

@@ -16,7 +16,9 @@ from .blob import BLOB, ENTRY_CARRIER, KERNEL_DONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._shapes import Admit, ResourceLimits, User
+    from ._shapes import ResourceLimits, User
+    from .cgroups import Group
+    from .slot import Slot
 
 __all__ = ["Carrier", "check_walls", "instantiate", "within"]
 
@@ -91,17 +93,17 @@ class Carrier:
 
 def instantiate(
     carrier: Carrier,
-    slot: int,
+    slot: Slot,
     channel: int,
     user: User,
-    admit: Admit,
+    group: Group,
     limits: ResourceLimits,
     processors: set[int],
 ) -> tuple[int, int]:
     """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
 
-    `slot` is the pid of the slot's init; `user` its uid and gid inside, (0, 0) for a one-id map.
-    `admit(pid)` puts the stopped copy under its control group before it owns a page of its own;
+    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group,
+    which the stopped copy joins before it owns a page of its own;
     `limits` maps RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
     Returns its pid and that of its own carrier, stopped, which shares its memory and is the
     caller's to kill. Raises tracer.TraceError or OSError, and then nothing is left running.
@@ -109,11 +111,11 @@ def instantiate(
     shadow = carrier.copy()
     kernel = None
     try:
-        admit(shadow)
+        group.admit(shadow)
         registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
         registers.rip = carrier.page + ENTRY_CARRIER
         registers.rax, registers.orig_rax = 0, 2**64 - 1
-        registers.r12, registers.r13 = slot, channel
+        registers.r12, registers.r13 = slot.init, channel
         registers.r14 = carrier.state.rseq_pointer
         registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
         registers.rbx = user[1] << 32 | user[0]
@@ -128,6 +130,7 @@ def instantiate(
             resource.prlimit(kernel, kind, within(pair, resource.prlimit(kernel, kind)[1]))
         os.sched_setaffinity(kernel, processors)
         check_walls(kernel)
+        group.settle(kernel, slot.outside(user))
         tracer.load_state(kernel, carrier.state)
         tracer.detach(kernel)
     except BaseException:

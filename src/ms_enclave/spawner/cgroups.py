@@ -8,9 +8,12 @@ killing in the bare version 2 tree, where `cgroup.kill` works without any contro
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+
+from . import _calls as calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,14 +167,30 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
             os.mkdir(path)
         except OSError:
             continue  # not ours to use: the attestation says which guards there are
-        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(opened, fcntl.LOCK_EX)  # held until the station, too, has gone
+        opened = _lock_group(path)
         if hierarchy.version == 2:
             os.mkdir(f"{path}/station")
         if owner is not None:
             _give(path, owner)
         ready.append(Hierarchy(hierarchy.version, list(controllers), path, opened))
     return ready
+
+
+def _lock_group(path: str) -> int:
+    """A descriptor of a new group with the lock that keeps sweepers away until the station, too,
+    has gone. Between its making and its locking a sweeper may take it for a dead one's."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        try:
+            opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(opened).st_ino:
+                return opened
+        os.close(opened)
 
 
 def enter(group: Hierarchy) -> None:
@@ -339,13 +358,47 @@ class Group:
                 self._write(hierarchy, "cpu.max", f"{quota} {_PERIOD}")
 
     def admit(self, pid: int) -> None:
-        """Move a process here. What it makes from then on is born here."""
+        """Move a process here. What it makes from then on is born here.
+
+        On version 1 all but its processor time: a group without any left would hold up the
+        station, which waits for the process to set itself up. `settle` does the rest.
+        """
         if not self._entries:
             for hierarchy in self.station.hierarchies:
-                self._entries.append(self._open(hierarchy, "cgroup.procs", os.O_WRONLY))
+                if not self._is_late(hierarchy):
+                    self._entries.append(self._open(hierarchy, "cgroup.procs", os.O_WRONLY))
         text = str(pid).encode()
         for entry in self._entries:
             os.write(entry, text)
+
+    def settle(self, pid: int, user: int) -> None:
+        """The last thing before a process goes its own way: its processor time counts here.
+
+        `user` is the station's number for the user that it has become. Version 1 lets nobody but
+        host root and that user himself move it, and asks who opened the file.
+        """
+        for hierarchy in self.station.hierarchies:
+            if self._is_late(hierarchy):
+                entry = self._open_as(hierarchy, "cgroup.procs", user)
+                try:
+                    os.write(entry, str(pid).encode())
+                finally:
+                    os.close(entry)
+
+    def _open_as(self, hierarchy: Hierarchy, file: str, user: int) -> int:
+        if user == 0:
+            return self._open(hierarchy, file, os.O_WRONLY)
+        os.chown(f"{self.name}/{file}", user, -1, dir_fd=hierarchy.descriptor)
+        os.seteuid(user)
+        try:
+            return self._open(hierarchy, file, os.O_WRONLY)
+        finally:
+            os.seteuid(0)
+            calls.prctl(4, 1)  # SET_DUMPABLE, which a change of ids takes away
+
+    @staticmethod
+    def _is_late(hierarchy: Hierarchy) -> bool:
+        return hierarchy.version == 1 and "cpu" in hierarchy.controllers
 
     def figures(self) -> Figures:
         figures = Figures()

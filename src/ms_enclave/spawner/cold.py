@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
-    from ._shapes import Admit, ResourceLimits, User
+    from ._shapes import ResourceLimits, User
+    from .cgroups import Group
     from .slot import Slot
 
 __all__ = ["spawn"]
@@ -38,7 +39,7 @@ def spawn(
     slot: Slot,
     channel: int,
     user: User,
-    admit: Admit,
+    group: Group,
     limits: ResourceLimits,
     program: bytes,
     processors: set[int],
@@ -61,7 +62,7 @@ def spawn(
                 go_read, theirs.fileno(),
             )  # fmt: skip
         theirs.close()
-        admit(middle)
+        group.admit(middle)
         os.write(go_write, b"g")
         # Its pid, and that it has given up everything and waits: either may come first.
         pid = _hear(ours)
@@ -70,6 +71,7 @@ def spawn(
         if not pid:
             raise OSError(errno.ESRCH, "a new process ended before it was one")
         carrier.check_walls(pid)
+        group.settle(pid, slot.outside(user))
         os.write(go_write, b"g")
         _hear(ours, pid)  # nothing, from an exec that closed its end
     except BaseException:

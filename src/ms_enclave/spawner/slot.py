@@ -63,6 +63,10 @@ class Slot:
         self.first_id = first_id
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
 
+    def outside(self, user: User) -> int:
+        """The station's number for a user of the slot; 0 for the only one of a one-id map."""
+        return 0 if self.first_id is None else self.first_id + user[0]
+
 
 def make_slot(
     number: int,

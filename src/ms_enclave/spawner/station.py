@@ -361,7 +361,7 @@ class Station:
             group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
             user = self.inner_user(request["user"])
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
-            pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group.admit, limits)
+            pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group, limits)
         except BaseException as error:
             self.let_go(group)
             if getattr(error, "errno", None) == errno.EAGAIN:

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from ._shapes import Admit, Answer, ResourceLimits, SpawnRequest, User
+    from ._shapes import Answer, ResourceLimits, SpawnRequest, User
     from .cgroups import Group
     from .station import Station
 
@@ -133,20 +133,20 @@ class Zygotes:
         place: slot.Slot,
         channel: int,
         user: User,
-        admit: Admit,
+        group: Group,
         limits: ResourceLimits,
     ) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
         if self.bare is None:
             return cold.spawn(
-                self._words("cold"), _ENVIRONMENT, place, channel, user, admit, limits,
+                self._words("cold"), _ENVIRONMENT, place, channel, user, group, limits,
                 self.plain_filter, self.station.processors,
             )  # fmt: skip
         source = self.bare
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         pid, shadow = carrier.instantiate(
-            source, place.init, channel, user, admit, limits, self.station.processors
+            source, place, channel, user, group, limits, self.station.processors
         )
         tracer.kill(shadow)
         return pid
@@ -191,7 +191,7 @@ class Zygotes:
             os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
-                self.bare, place.init, theirs.fileno(), self.user(), group.admit, _IMPORT_LIMITS,
+                self.bare, place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS,
                 self.station.processors,
             )  # fmt: skip
         except (OSError, tracer.TraceError) as error:
