@@ -169,8 +169,23 @@ async def test_preloaded_modules_are_there(kind: type[ProcessSandbox]) -> None:
 
 
 async def test_a_module_that_is_not_there_cannot_be_preloaded() -> None:
-    with pytest.raises(SandboxStartError, match="no_such_module"):
+    with pytest.raises(ConfigError, match="no_such_module"):
         await ProcessSandbox({"preload": ["no_such_module"]}).start()
+
+
+@pytest.mark.parametrize("folder", ["/workspace", "/tmp", "/tmp/deep/er", "/a/b", "/home/user"])
+async def test_the_work_folder_can_be_anywhere_of_its_own(folder: str) -> None:
+    async with ProcessSandbox({"working_dir": folder}) as box:
+        await box.files.write("x", "y")
+        result = await box.execute_command("pwd; cat x; echo z > more; echo $HOME")
+        assert result.stdout == f"{folder}\ny{folder}\n", result.stderr
+        assert (await box.run_code("import os; print(os.getcwd())")).stdout == f"{folder}\n"
+
+
+@pytest.mark.parametrize("folder", ["/", "/usr/x", "/proc", "/etc/x", "/run/enclave/guest"])
+async def test_the_work_folder_covers_nothing_of_the_system(folder: str) -> None:
+    with pytest.raises(ConfigError, match="working_dir"):
+        await ProcessSandbox({"working_dir": folder}).start()
 
 
 async def test_runs_are_random_unless_seeded() -> None:

@@ -7,40 +7,32 @@ import subprocess
 import sys
 
 PROGRAM = """
-import json, sys, time
+import json, sys
 before = set(sys.modules)
-start = time.perf_counter()
 import {module}
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def load(module: str) -> tuple[float, list[str]]:
-    """Seconds (the best of five) and modules that an import takes in a new interpreter."""
-    best, loaded = float("inf"), list[str]()
-    for _ in range(5):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(module=module)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds, loaded = json.loads(done.stdout)
-        best = min(best, seconds)
-    return best, loaded
+def load(module: str) -> list[str]:
+    """What an import loads in a new interpreter. How long it takes is for the bench to say."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(module=module)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
-def test_the_package_takes_20_ms_and_nothing_but_itself() -> None:
-    seconds, loaded = load("ms_enclave")
-    assert seconds < 0.020
+def test_the_package_loads_nothing_but_itself() -> None:
+    loaded = load("ms_enclave")
     assert [name for name in loaded if name.startswith("ms_enclave")] == ["ms_enclave"]
     assert not {"asyncio", "pydantic", "anyio"} & set(loaded)
 
 
-def test_the_data_takes_300_ms_and_no_backend() -> None:
-    seconds, loaded = load("ms_enclave.model")
-    assert seconds < 0.300
+def test_the_data_loads_no_backend() -> None:
+    loaded = load("ms_enclave.model")
     parts = {name.split(".")[1] for name in loaded if name.startswith("ms_enclave.")}
     assert parts <= {"errors", "model", "utils"}
 

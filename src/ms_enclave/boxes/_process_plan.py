@@ -48,6 +48,7 @@ _FROM_ETC = (
     "/etc/java-*", "/etc/R", "/etc/perl", "/etc/php", "/etc/lua", "/etc/mono", "/etc/fonts",
     "/etc/python3*", "/etc/node*", "/etc/racket", "/etc/ldc2.conf",
 )  # fmt: skip
+_NO_WORK_FOLDER = (*_SYSTEM, "/proc", "/sys", "/dev", "/etc", "/run", "/.enclave")
 _TOO_WIDE = ("/", "/home", "/root", "/etc", "/var", "/tmp", "/opt", "/srv", "/mnt", "/run")  # noqa: S108 - not used as one
 _TOO_WIDE_AT_HOME = ("~", "~/.local", "~/.config", "~/.cache")
 _LINKS = (("/var/tmp", "/tmp"), ("/run/shm", "/dev/shm"))  # noqa: S108 - inside
@@ -232,7 +233,7 @@ def compose(config: ProcessSandboxConfig, host: Host, chosen: Interpreter) -> Ru
     image_binds = [bind for bind in volumes if not bind.writable]
     binds = without_covered([*binds, *image_binds])
     writable = tuple(bind for bind in volumes if bind.writable)
-    work = config.working_dir
+    work = _work_folder(config.working_dir)
     plan = RuntimePlan(
         host_python=os.path.realpath(host.own.executable),
         python=(chosen.executable,),
@@ -252,6 +253,20 @@ def compose(config: ProcessSandboxConfig, host: Host, chosen: Interpreter) -> Ru
         ),
     )
     return plan if config.rootfs is None else _with_image(plan, config.rootfs, chosen)
+
+
+def _work_folder(path: str) -> str:
+    """A work folder that is one of the sandbox's own.
+
+    Raises:
+        ConfigError: it would cover what the sandbox needs.
+    """
+    if path == "/" or any(below(path, taken) for taken in _NO_WORK_FOLDER):
+        raise ConfigError(
+            f"working_dir cannot be {path}: that is the system's",
+            remedy="give a folder of its own, for instance /sandbox or /workspace",
+        )
+    return path
 
 
 def _add_interpreter(interpreter: Interpreter, binds: list[Bind], links: dict[str, str]) -> None:

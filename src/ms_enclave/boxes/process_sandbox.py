@@ -18,7 +18,12 @@ from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
 from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
-from ms_enclave.errors import CapabilityError, IsolationUnavailableError
+from ms_enclave.errors import (
+    CapabilityError,
+    ConfigError,
+    IsolationUnavailableError,
+    SandboxStartError,
+)
 from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
 from ms_enclave.spawner import stations
 
@@ -77,7 +82,7 @@ class ProcessSandbox(Sandbox):
         stack.push_async_callback(station.close_box, self.id)
         self._host_user = box["user"]
         if config.preload:
-            await station.ask("prepare", preload=list(config.preload))
+            await _prepare(station, list(config.preload))
         self._environment = {**self._environment, **self._plan.env, "HOME": config.working_dir}
         self._shell = self._plan.shell
         self._capabilities = requests.capabilities(station.facts, box["layered"])
@@ -163,6 +168,18 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
         )
     if config.on_owner_death == "keep":
         raise CapabilityError("keep", remedy="leave on_owner_death at 'kill'")
+
+
+async def _prepare(station: StationClient, modules: list[str]) -> None:
+    """Have modules imported ahead of need.
+
+    Raises:
+        ConfigError: one of them cannot be imported, or not in a process that is to be copied.
+    """
+    try:
+        await station.ask("prepare", preload=modules)
+    except SandboxStartError as error:
+        raise ConfigError(f"preload {', '.join(modules)}: {error.message}") from error
 
 
 def _require_guards(report: IsolationReport, wanted: object) -> None:

@@ -68,14 +68,15 @@ class Hierarchy:
 
 
 class Figures:
-    """What a group used: s of processor time, bytes at the peak, kills for want of memory, and
-    forks refused; None where nothing counts it."""
+    """What a group used: s of processor time, bytes and processes at the peak, kills for want of
+    memory, and forks refused; None where nothing counts it."""
 
-    __slots__ = ("cpu", "oom_kills", "peak_memory", "refused_forks")
+    __slots__ = ("cpu", "oom_kills", "peak_memory", "processes", "refused_forks")
 
     def __init__(self) -> None:
         self.cpu: float | None = None
         self.peak_memory: int | None = None
+        self.processes: int | None = None
         self.oom_kills = 0
         self.refused_forks = 0
 
@@ -360,8 +361,8 @@ class Group:
     def admit(self, pid: int) -> None:
         """Move a process here. What it makes from then on is born here.
 
-        On version 1 all but its processor time: a group without any left would hold up the
-        station, which waits for the process to set itself up. `settle` does the rest.
+        On version 1 not yet for processor time, for a group without any left would hold up the
+        station, which waits for the process to set itself up; nor as a process. `settle` does that.
         """
         if not self._entries:
             for hierarchy in self.station.hierarchies:
@@ -372,33 +373,36 @@ class Group:
             os.write(entry, text)
 
     def settle(self, pid: int, user: int) -> None:
-        """The last thing before a process goes its own way: its processor time counts here.
+        """The last thing before a process goes its own way: here its processor time counts, and
+        it as a process, which its carrier is not.
 
         `user` is the station's number for the user that it has become. Version 1 lets nobody but
         host root and that user himself move it, and asks who opened the file.
         """
-        for hierarchy in self.station.hierarchies:
-            if self._is_late(hierarchy):
-                entry = self._open_as(hierarchy, "cgroup.procs", user)
-                try:
-                    os.write(entry, str(pid).encode())
-                finally:
-                    os.close(entry)
+        late = [hierarchy for hierarchy in self.station.hierarchies if self._is_late(hierarchy)]
+        for entry in self._open_as(late, "cgroup.procs", user):
+            try:
+                os.write(entry, str(pid).encode())
+            finally:
+                os.close(entry)
 
-    def _open_as(self, hierarchy: Hierarchy, file: str, user: int) -> int:
+    def _open_as(self, hierarchies: list[Hierarchy], file: str, user: int) -> list[int]:
         if user == 0:
-            return self._open(hierarchy, file, os.O_WRONLY)
-        os.chown(f"{self.name}/{file}", user, -1, dir_fd=hierarchy.descriptor)
+            return [self._open(hierarchy, file, os.O_WRONLY) for hierarchy in hierarchies]
+        for hierarchy in hierarchies:
+            os.chown(f"{self.name}/{file}", user, -1, dir_fd=hierarchy.descriptor)
         os.seteuid(user)
         try:
-            return self._open(hierarchy, file, os.O_WRONLY)
+            return [self._open(hierarchy, file, os.O_WRONLY) for hierarchy in hierarchies]
         finally:
             os.seteuid(0)
-            calls.prctl(4, 1)  # SET_DUMPABLE, which a change of ids takes away
+            # What a change of ids takes away: SET_DUMPABLE, and SET_PDEATHSIG to the launcher.
+            calls.prctl(4, 1)
+            calls.prctl(1, 9)
 
     @staticmethod
     def _is_late(hierarchy: Hierarchy) -> bool:
-        return hierarchy.version == 1 and "cpu" in hierarchy.controllers
+        return hierarchy.version == 1 and not {"cpu", "pids"}.isdisjoint(hierarchy.controllers)
 
     def figures(self) -> Figures:
         figures = Figures()
@@ -410,6 +414,8 @@ class Group:
             figures.peak_memory = int(peak) if peak else None
         if hierarchy := self._with("pids"):
             figures.refused_forks = _number(self._read(hierarchy, "pids.events"), "max")
+            most = self._read(hierarchy, "pids.peak")  # since Linux 6.1
+            figures.processes = int(most) if most else None
         figures.cpu = self.cpu()
         return figures
 

@@ -299,10 +299,8 @@ def furnish(
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
         store = calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
         layered = True
-        for name, target, mode, owner in (
-            ("work", work, 0o755, inside),
-            ("tmp", "/tmp", 0o1777, (base, base)),
-        ):
+        folders = [("tmp", "/tmp", 0o1777, (base, base)), ("work", work, 0o755, inside)]
+        for name, target, mode, owner in folders if work != "/tmp" else folders[:1]:
             try:
                 tree = _overlay(store, name, mode, owner)
             except OSError:

@@ -442,13 +442,16 @@ class Station:
         row: ExitRow = {
             "event": "exit", "process": process.number, "status": status, "cause": cause,
             "cpu_user": usage.ru_utime * scale, "cpu_system": usage.ru_stime * scale,
-            "peak_memory": peak, "processes": process.count or None, "source": self.groups.source,
+            "peak_memory": peak, "processes": figures.processes or process.count or None,
+            "source": self.groups.source,
         }  # fmt: skip
         if cause is not None:
             # It ran into a limit: what it left behind holds what the next one needs.
             self.kill_run(process, cause)
             process.last_words = row
             return
+        if figures.refused_forks:
+            self.kill_run(process, None)  # it ended well, but leaves no room for the next
         self.send(row)
         if not process.kill_requests:
             self.forget(process)

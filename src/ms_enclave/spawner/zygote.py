@@ -103,9 +103,10 @@ class Zygotes:
             pid = calls.clone(0)
             if pid == 0:
                 self._execute_bare(theirs.fileno())
-            if not select.select([ours], [], [], _START_SECONDS)[0] or ours.recv(1) != b"R":
-                tracer.kill(pid)
-                raise tracer.TraceError("the interpreter did not start")
+        # One that cannot be executed has closed its end by now, and is not waited for.
+        if not select.select([ours], [], [], _START_SECONDS)[0] or ours.recv(1) != b"R":
+            tracer.kill(pid)
+            raise tracer.TraceError("the interpreter did not start")
         return pid
 
     def _words(self, how: str) -> list[str]:
