@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from tests.security.boxes import ColdSandbox, NoGroupsSandbox
+from tests.security.boxes import ColdSandbox, NoGroupsSandbox, NoLayersSandbox
 from tests.support import subprocess_box
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
 
-__all__ = ["Cold", "NoGroups", "Process", "Subprocess", "needs_process"]
+__all__ = ["Cold", "NoGroups", "NoLayers", "Process", "Subprocess", "needs_process"]
 
 subprocess_box.install()
 
@@ -45,6 +45,14 @@ class NoGroups(Process):
     @classmethod
     def create(cls, **config: Any) -> Sandbox:
         return NoGroupsSandbox({**cls.config, **config})
+
+
+class NoLayers(Process):
+    """The same over plain bounded folders, as on older kernels."""
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return NoLayersSandbox({**cls.config, **config})
 
 
 needs_process = pytest.mark.namespaces

@@ -5,15 +5,20 @@ from __future__ import annotations
 from ms_enclave.testing import (
     CodeContract,
     CommandContract,
+    FilesContract,
     SandboxBoundsContract,
     SandboxContract,
     SandboxLifeContract,
 )
-from tests.contract.boxes import Cold, NoGroups, Process, Subprocess, needs_process
+from tests.contract.boxes import Cold, NoGroups, NoLayers, Process, Subprocess, needs_process
 
 
 class ProgramsContract(CommandContract, CodeContract, SandboxBoundsContract, SandboxLifeContract):
     """What depends on how programs are started and ended; files do not."""
+
+
+class StorageContract(FilesContract, SandboxBoundsContract):
+    """What depends on where files are kept."""
 
 
 class TestSubprocess(Subprocess, SandboxContract):
@@ -41,4 +46,9 @@ class TestCold(Cold, ProgramsContract):
 
 @needs_process
 class TestNoGroups(NoGroups, ProgramsContract):
+    pass
+
+
+@needs_process
+class TestNoLayers(NoLayers, StorageContract):
     pass

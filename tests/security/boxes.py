@@ -12,6 +12,7 @@ from ms_enclave.boxes.process_sandbox import ProcessSandbox
 __all__ = [
     "ColdSandbox",
     "NoGroupsSandbox",
+    "NoLayersSandbox",
     "UnfilteredSandbox",
     "find_processes",
     "members_of",
@@ -34,6 +35,13 @@ class NoGroupsSandbox(ProcessSandbox):
 
     def _station_plan(self) -> dict[str, Any]:
         return {**super()._station_plan(), "groups": False}
+
+
+class NoLayersSandbox(ProcessSandbox):
+    """Plain bounded folders instead of overlays, as on older kernels."""
+
+    def _station_plan(self) -> dict[str, Any]:
+        return {**super()._station_plan(), "layers": False}
 
 
 class UnfilteredSandbox(ProcessSandbox):

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
-from ms_enclave.errors import SandboxStartError
+from ms_enclave.errors import ConfigError
 from ms_enclave.model import ProcessSandboxConfig
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def test_the_code_page_cannot_be_kept_from_being_made_anew(tmp_path: Path)
     box = preloading(environment(tmp_path, seal))
     try:
         await box.start()
-    except SandboxStartError:
+    except ConfigError:
         return
     finally:
         await box.stop()
@@ -123,7 +123,7 @@ async def test_the_code_page_cannot_be_kept_from_being_made_anew(tmp_path: Path)
 
 async def test_memory_that_sandboxes_would_share_is_refused(tmp_path: Path) -> None:
     box = preloading(environment(tmp_path, "import mmap\nshared = mmap.mmap(-1, 4096)\n"))
-    with pytest.raises(SandboxStartError, match="shares memory"):
+    with pytest.raises(ConfigError, match="shares memory"):
         await box.start()
     await box.stop()
 
@@ -136,7 +136,7 @@ async def test_a_preparation_cannot_hold_up_its_neighbours(tmp_path: Path, name:
         async with anyio.create_task_group() as group:
 
             async def start() -> None:
-                with suppress(SandboxStartError):
+                with suppress(ConfigError):
                     await box.start()
 
             with anyio.fail_after(15):

@@ -199,6 +199,7 @@ def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
         "slots": SLOTS,
         "hostname": "sandbox",
         "groups": True,
+        "layers": True,
         "filter": seccomp.filter_for(traced=True).hex(),
         "init_filter": seccomp.filter_for(traced=False).hex(),
     }

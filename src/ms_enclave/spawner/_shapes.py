@@ -87,6 +87,7 @@ class Plan(TypedDict):
     instance: str
     package: str
     spare_slots: int
+    layers: bool
 
 
 class LauncherPlan(Plan):

@@ -295,6 +295,9 @@ def _become_station(plan: StationPlan, control: int, life: int, go: int, trees: 
         _step("execute the station", os.execve, plan["station_python"], words, {})
     except StartError as error:
         os.write(control, json.dumps(error.row).encode())
+    except Exception as error:  # noqa: BLE001 - nobody else would hear of a mistake of ours
+        row = {"event": "failed", "step": "start", "errno": 0, "text": repr(error)}
+        os.write(control, json.dumps(row).encode())
     finally:
         os._exit(125)
 

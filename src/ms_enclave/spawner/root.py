@@ -17,7 +17,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._shapes import BindRow, Plan, Trees
 
-__all__ = ["CODE", "EMPTY", "GUEST", "IMAGE", "WRITABLE", "build", "guest_folder", "open_trees"]
+__all__ = [
+    "CODE",
+    "EMPTY",
+    "GUEST",
+    "IMAGE",
+    "STORE",
+    "WRITABLE",
+    "build",
+    "guest_folder",
+    "open_trees",
+]
 
 CODE = "/run/enclave/code"
 """Where the station sees our own package, until it has loaded what it needs."""
@@ -29,6 +39,8 @@ IMAGE = "/run/enclave/image"
 _IMAGE_BASE = "/run/enclave/image-base"
 _BESIDE = "/.enclave"
 """Where such a root file system shows our guest and, if it has no Python, the host's."""
+STORE = "/run/enclave/store"
+"""Where a store is shown for a moment, where the kernel cannot take parts of a hidden one."""
 EMPTY = ("/run/enclave/empty/file", "/run/enclave/empty/folder")
 """What hides a file or a folder that a sandbox must not see."""
 
@@ -88,6 +100,7 @@ def build(plan: Plan, trees: Trees) -> None:
     os.chdir(holder)
     for path in (*_FOLDERS, *plan["folders"], os.path.dirname(EMPTY[0]), EMPTY[1]):
         os.makedirs(f".{path}", 0o755, exist_ok=True)
+    os.mkdir(f".{STORE}", 0o700)
     for path, text in plan["files"].items():
         _write(f".{path}", text)
     _write(f".{EMPTY[0]}", "")

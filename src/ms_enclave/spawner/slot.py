@@ -16,6 +16,7 @@ import struct
 
 from . import _calls as calls
 from . import tracer
+from .root import STORE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from ._shapes import Masks, Trees, User
+
+    Folder = tuple[str, str, int, tuple[int, int]]  # name, target, mode, owner
 
 __all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "make_slot"]
 
@@ -283,30 +286,29 @@ def furnish(
     inodes: int,
     user: User,
     volumes: Trees,
+    *,
+    layers: bool,
 ) -> Store:
     """Give a slot its work folder and /tmp, both on one store of `size` bytes and `inodes` files.
 
     `own_mounts` is a descriptor of the station's mount namespace, to come back to; `user` the uid
     and gid, inside, that own the work folder; `volumes` are further trees and where they go, and
-    are closed.
+    are closed; `layers` whether to try overlays.
     Raises OSError, and then no store is left.
     """
     base = slot.first_id or 0
     inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
+    folders = [("tmp", "/tmp", 0o1777, (base, base)), ("work", work, 0o755, inside)]
+    if work == "/tmp":
+        del folders[1]
     trees: Trees = []
     store = -1
     try:
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
         store = calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
-        layered = True
-        folders = [("tmp", "/tmp", 0o1777, (base, base)), ("work", work, 0o755, inside)]
-        for name, target, mode, owner in folders if work != "/tmp" else folders[:1]:
-            try:
-                tree = _overlay(store, name, mode, owner)
-            except OSError:
-                layered = False  # an older kernel: bounded all the same, but nothing to stack on
-                tree = _folder(store, size, inodes, mode, owner)
-            trees.append((tree, target))
+        layered = layers and _add_overlays(store, folders, trees)
+        if not layered:
+            _add_plain_folders(store, folders, trees)
         trees += volumes
         _attach(slot, own_mounts, trees)
     except BaseException:
@@ -317,6 +319,37 @@ def furnish(
         for tree, _ in {*trees, *volumes}:
             os.close(tree)
     return Store(store, layered)
+
+
+def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:
+    """A layer above the store for each folder; False where the kernel is too old for that."""
+    made: Trees = []
+    try:
+        for name, target, mode, owner in folders:
+            made.append((_overlay(store, name, mode, owner), target))
+    except OSError:
+        for tree, _ in made:
+            os.close(tree)
+        return False
+    trees += made
+    return True
+
+
+def _add_plain_folders(store: int, folders: list[Folder], trees: Trees) -> None:
+    """Folders of the store itself: as bounded as overlays, but nothing can be stacked on them.
+
+    The store is shown for a moment, because older kernels copy no part of a detached mount.
+    """
+    calls.move_mount(store, STORE)
+    try:
+        for name, target, mode, owner in folders:
+            place = f"{STORE}/{name}"
+            os.mkdir(place)
+            os.chmod(place, mode)
+            os.chown(place, *owner)
+            trees.append((calls.open_tree(place), target))
+    finally:
+        calls.umount(STORE)
 
 
 def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
@@ -338,14 +371,6 @@ def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
     finally:
         for layer in layers:
             os.close(layer)
-
-
-def _folder(store: int, size: int, inodes: int, mode: int, owner: tuple[int, int]) -> int:
-    options = {
-        "size": str(size), "nr_inodes": str(inodes), "mode": f"{mode:o}",
-        "uid": str(owner[0]), "gid": str(owner[1]),
-    }  # fmt: skip
-    return calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
 
 
 def _attach(slot: Slot, own_mounts: int, trees: Trees) -> None:

@@ -246,7 +246,7 @@ class Station:
             group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
             store = slot.furnish(
                 place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
-                self.volumes(place, user),
+                self.volumes(place, user), layers=self.plan["layers"],
             )  # fmt: skip
         except BaseException:
             if group is not None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Zygotes"]
 
 _START_SECONDS = 10.0
+_MOST_SETS = 16
+_IMPORT_DISK = 64 << 20
+_IMPORT_FILES = 1024
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -187,8 +190,9 @@ class Zygotes:
                 if not row["source"].startswith(root.WRITABLE)
             ]
             slot.furnish(
-                place, self.station.own_mounts, self.plan["work"], 64 << 20, 1024, self.user(), late
-            ).close()
+                place, self.station.own_mounts, self.plan["work"], _IMPORT_DISK, _IMPORT_FILES,
+                self.user(), late, layers=False,
+            ).close()  # fmt: skip
             os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
@@ -240,6 +244,13 @@ class Zygotes:
             text = self.failed.get(key)
             row: Answer = {"ok": {}} if text is None else {"error": {"errno": None, "text": text}}
             self.station.send({"q": number, **row})
+
+    def _forget_the_oldest(self) -> None:
+        """Keep no more sets of modules than are likely to be asked for again."""
+        while len(self.ready) > _MOST_SETS:
+            tracer.kill(self.ready.pop(next(iter(self.ready))).pid)
+        while len(self.failed) > _MOST_SETS:
+            self.failed.pop(next(iter(self.failed)))
 
     def _checkpoint(self, preparation: _Preparation) -> carrier.Carrier:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
