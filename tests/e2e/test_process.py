@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -286,3 +287,23 @@ async def test_exit_codes_and_endings_are_pythons_own() -> None:
         assert (not_late.signal, not_late.verdict) == (24, "signal")
         interrupted = await box.run_code("raise KeyboardInterrupt")
         assert interrupted.signal == 2
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+async def test_a_volume_that_was_swapped_for_a_link_is_not_followed(
+    tmp_path: Path, mode: str
+) -> None:
+    """Between the check of a volume and its opening by host root somebody may change it."""
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    if AS_ROOT:
+        os.chown(folder, 12345, 12345)
+    link.symlink_to(folder)
+
+    class Late(ProcessSandbox):
+        def _station_plan(self) -> dict[str, Any]:
+            plan = json.dumps(super()._station_plan())
+            return json.loads(plan.replace(f'"{folder}"', f'"{link}"'))
+
+    with pytest.raises(SandboxStartError, match="symbolic links"):
+        await Late({"volumes": {str(folder): {"bind": "/data", "mode": mode}}}).start()

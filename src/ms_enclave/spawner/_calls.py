@@ -70,7 +70,7 @@ _NUMBERS = (
 _NUMBERS.update(
     open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434,
     mount_setattr=442, close_range=436, landlock_create_ruleset=444, landlock_add_rule=445,
-    landlock_restrict_self=446,
+    landlock_restrict_self=446, openat2=437,
 )  # fmt: skip
 
 CLONE_NEWNS = 0x00020000
@@ -176,11 +176,21 @@ def pivot_root(new: str, old: str) -> None:
     call("pivot_root", os.fsencode(new), os.fsencode(old))
 
 
-def open_tree(path: str) -> int:
-    """A detached copy of what is mounted at and below `path`; the descriptor owns it."""
-    return call(
-        "open_tree", _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
-    )
+def open_tree(path: str, *, links: bool = True) -> int:
+    """A detached copy of what is mounted at and below `path`; the descriptor owns it.
+
+    Without `links` none is followed anywhere in the path (ELOOP): for what was resolved before,
+    and somebody may have changed since.
+    """
+    flags = _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
+    if links:
+        return call("open_tree", _AT_FDCWD, os.fsencode(path), flags)
+    how = struct.pack("=QQQ", os.O_PATH | _O_CLOEXEC, 0, 0x04)  # RESOLVE_NO_SYMLINKS
+    found = call("openat2", _AT_FDCWD, os.fsencode(path), how, len(how))
+    try:
+        return call("open_tree", found, b"", flags | _AT_EMPTY_PATH)
+    finally:
+        os.close(found)
 
 
 def mount_setattr(tree: int, attributes: int, *, id_map: int | None = None) -> None:

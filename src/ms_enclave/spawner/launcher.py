@@ -166,7 +166,22 @@ def _mapped_tree(source: str, user: int, first: int | None) -> int:
     """
     if first is None or not first <= user < first + _RANGE:
         raise OSError(errno.EINVAL, "not a user of this station")
-    owner = os.stat(source)
+    tree = calls.open_tree(source, links=False)
+    try:
+        owner = os.fstat(tree)
+        space = _map_of_owner(source, owner, user)
+        try:
+            calls.mount_setattr(tree, calls.MOUNT_NOSUID | calls.MOUNT_NODEV, id_map=space)
+        finally:
+            os.close(space)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _map_of_owner(source: str, owner: os.stat_result, user: int) -> int:
+    """A user namespace in which a folder's owner is a slot's user; the descriptor owns it."""
     if owner.st_uid == 0 or owner.st_gid == 0:
         raise OSError(
             errno.EPERM, f"{source} belongs to root, and nothing in a sandbox may be root"
@@ -180,21 +195,11 @@ def _mapped_tree(source: str, user: int, first: int | None) -> int:
     try:
         _put(f"/proc/{pid}/gid_map", f"{owner.st_gid} {user} 1\n")
         _put(f"/proc/{pid}/uid_map", f"{owner.st_uid} {user} 1\n")
-        space = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(read)
         os.close(write)
         os.waitpid(pid, 0)
-    try:
-        tree = calls.open_tree(source)
-        try:
-            calls.mount_setattr(tree, calls.MOUNT_NOSUID | calls.MOUNT_NODEV, id_map=space)
-        except BaseException:
-            os.close(tree)
-            raise
-    finally:
-        os.close(space)
-    return tree
 
 
 def _step(name: str, action: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:

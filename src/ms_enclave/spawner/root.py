@@ -72,9 +72,10 @@ def open_trees(plan: Plan) -> Trees:
     ]
     if plan["image"] is not None:
         wanted.append({"source": plan["image"], "target": _IMAGE_BASE, "writable": False})
+    given = {row["source"] for row in (*plan["image_binds"], *plan["volumes"])}
     for bind in wanted:
         try:
-            tree = calls.open_tree(bind["source"])
+            tree = calls.open_tree(bind["source"], links=bind["source"] not in given)
         except OSError as error:
             raise OSError(error.errno, f"{bind['source']}: {error.strerror}") from error
         attributes = _READ_ONLY
