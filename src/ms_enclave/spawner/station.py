@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from ms_enclave.spawner._shapes import (
         Answer,
-        BoxLimits,
         BoxRequest,
         ExitRow,
         OpenRequest,
@@ -74,18 +73,13 @@ class Box:
         place: slot.Slot,
         store: slot.Store,
         group: cgroups.Group,
-        limits: BoxLimits,
-        user: User,
     ) -> None:
         self.name = name
         self.slot = place
         self.store = store
         self.group = group
-        self.limits = limits
-        self.user = user
         self.processes: dict[int, Process] = {}
         self.closing: int | None = None
-        self.removed_by: float | None = None
 
 
 class Process:
@@ -253,7 +247,7 @@ class Station:
                 self.let_go(group)
             self.discard(place)
             raise
-        box = Box(request["box"], place, store, group, limits, user)
+        box = Box(request["box"], place, store, group)
         self.boxes[box.name] = box
         self.by_init[place.init] = box
         first = place.first_id
