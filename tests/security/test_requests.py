@@ -11,7 +11,7 @@ import pytest
 
 from ms_enclave import loop
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
-from ms_enclave.errors import EnclaveError, SandboxStartError
+from ms_enclave.errors import ConfigError, EnclaveError, SandboxStartError
 from ms_enclave.model import ProcessSandboxConfig
 from tests.security.boxes import ColdSandbox, find_processes
 
@@ -35,7 +35,7 @@ async def test_a_request_without_sense_ends_nobody_elses_sandbox() -> None:
             async with ProcessSandbox(ProcessSandboxConfig(**limits)) as box:
                 assert (await box.run_code("print(1)")).stdout == "1\n"
         many = ProcessSandbox(ProcessSandboxConfig(preload=["module" * 100] * 500))
-        with pytest.raises(SandboxStartError, match="bytes"):
+        with pytest.raises(ConfigError, match="bytes"):
             await many.start()
         await many.stop()
         station = neighbour._station  # pyright: ignore[reportPrivateUsage]

@@ -179,7 +179,7 @@ async def _prepare(station: StationClient, modules: list[str]) -> None:
     try:
         await station.ask("prepare", preload=modules)
     except SandboxStartError as error:
-        raise ConfigError(f"preload {', '.join(modules)}: {error.message}") from error
+        raise ConfigError(f"These modules cannot be preloaded: {error.message}") from error
 
 
 def _require_guards(report: IsolationReport, wanted: object) -> None:
