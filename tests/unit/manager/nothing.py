@@ -66,10 +66,10 @@ class Nothing(Sandbox):
             raise self.script.closing_fails
 
     async def _spawn(self, request: SpawnRequest) -> Process:
-        raise NotImplementedError
+        raise AssertionError("not for these tests")
 
     async def _connect_guest(self) -> GuestConnection:
-        raise NotImplementedError
+        raise AssertionError("not for these tests")
 
     async def _reset(self) -> bool:
         return self.as_new
