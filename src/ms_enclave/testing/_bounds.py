@@ -99,6 +99,9 @@ class SandboxBoundsContract(SandboxSuite):
             code = "held = []\nwhile True:\n    held.append(bytearray(b'x') * (8 << 20))\n"
             result = await box.run_code(code, timeout=60)
             assert result.verdict == Verdict.OOM
+            assert result.usage is not None
+            # Some way above it, where the limit is held by looking; never the machine's memory.
+            assert result.usage.peak_memory is None or result.usage.peak_memory < 512 << 20
             assert result.status == ExecutionStatus.ERROR
             assert result.exit_code == 137
             await self.still_works(box)

@@ -61,6 +61,10 @@ def test_every_other_course_is_refused(case: str, tmp_path: Path) -> None:
     assert run_case(case, tmp_path) is True
 
 
+def test_a_process_with_anything_left_is_not_let_go(tmp_path: Path) -> None:
+    assert run_case("walls", tmp_path) is True
+
+
 def test_the_bytes_are_the_assembled_source(tmp_path: Path) -> None:
     source = SOURCES / "ms_enclave" / "spawner" / "blob.S"
     code, flat = tmp_path / "blob.o", tmp_path / "blob.bin"

@@ -126,6 +126,15 @@ def ends_instead(_folder: str):
     return "not refused"
 
 
+def walls(_folder: str) -> object:
+    """This program has none: it must not pass for one that does."""
+    try:
+        carrier.check_walls(os.getpid())
+    except tracer.TraceError as error:
+        return "would have run with" in str(error)
+    return "not refused"
+
+
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     print(json.dumps(globals()[sys.argv[1]](sys.argv[2])))
