@@ -25,6 +25,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 
 from ms_enclave.errors import SandboxLostError
 
@@ -318,6 +319,7 @@ async def run(fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) 
     """
     if _here.portal is not None:
         return await fn(*args, **kwargs)
+    await anyio.lowlevel.checkpoint_if_cancelled()  # else the call might be over before we look
     event = anyio.Event()
     job = _Job(functools.partial(fn, *args, **kwargs), _waker(event))
     try:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 
 from ms_enclave.errors import EnclaveError, SandboxLostError, SandboxStartError, SandboxStateError
 from ms_enclave.loop import add_closer, on_loop, remove_closer
@@ -60,6 +61,7 @@ class Life(ABC):
         self._lost_reason: str | None = None
         self._lock = anyio.Lock()
         self._start_scope: anyio.CancelScope | None = None
+        self._started_by: object | None = None
         self._stopping: anyio.Event | None = None
         self._calls: set[anyio.CancelScope] = set()
         self._calls_ended: anyio.Event | None = None
@@ -94,7 +96,6 @@ class Life(ABC):
         """Seconds since the last call ended; 0 while one is running."""
         return 0.0 if self._calls else time.monotonic() - self._last_used
 
-    @on_loop
     async def start(self) -> None:
         """Make the box. A second call finds it running and does nothing.
 
@@ -104,6 +105,22 @@ class Life(ABC):
             SandboxStateError: it was stopped before, or while it was starting.
             SandboxStartError, IsolationUnavailableError, ConfigError: it cannot be made here.
         """
+        start = object()
+        try:
+            await self._begin(start)
+        except anyio.get_cancelled_exc_class():
+            # It may have been done in the moment in which its caller was cancelled.
+            with anyio.CancelScope(shield=True):
+                await self._take_back(start)
+            raise
+
+    @on_loop
+    async def _take_back(self, start: object) -> None:
+        if self._started_by is start and self._status is SandboxStatus.RUNNING:
+            await self.stop()
+
+    @on_loop
+    async def _begin(self, start: object) -> None:
         async with self._lock:
             if self._status is SandboxStatus.RUNNING:
                 return
@@ -121,12 +138,15 @@ class Life(ABC):
             if self._start_scope.cancelled_caught:
                 self._set_status(SandboxStatus.ERROR, "stopped while it was starting")
                 raise SandboxStateError(f"Sandbox {self.id} was stopped while it was starting")
+            self._started_by = start
 
     async def _make(self) -> None:
         try:
             await self._prepare()
             await self._open(self._resources)
             self._check()
+            # What the box waited for last may have been out of a cancellation's reach.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         except OSError as error:
             await self._undo()
             if isinstance(error, EnclaveError):
