@@ -123,7 +123,7 @@ async def test_nothing_of_the_host_is_there() -> None:
     os.environ["CANARY_OF_THE_HOST"] = "secret"
     code = """
 import os, socket
-found = [p for p in ('/home', '/root/.ssh', '/var/run/docker.sock', '/run/docker.sock', '/boot',
+found = [p for p in ('/root/.ssh', '/var/run/docker.sock', '/run/docker.sock', '/boot',
                      '/etc/shadow', '/sys/class', '/sys/fs/cgroup', '/dev/kmsg', '/dev/mem',
                      '/dev/kvm', '/dev/fuse', '/var/lib', '/srv', '/opt/secrets')
          if os.path.exists(p)]

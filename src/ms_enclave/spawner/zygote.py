@@ -218,7 +218,7 @@ class Zygotes:
         answer = preparation.channel.recv(4096)
         try:
             if answer != b"R":
-                raise tracer.TraceError(answer[1:].decode("utf-8", "replace") or "it ended")
+                raise tracer.TraceError(_reason(answer))
             self.ready[key] = self._checkpoint(preparation)
         except (OSError, tracer.TraceError) as error:
             self.failed[key] = str(error)
@@ -282,5 +282,19 @@ class Zygotes:
                 del self.ready[key]
         for key, preparation in list(self.preparing.items()):
             if pid in (preparation.shadow, preparation.kernel):
-                self.failed[key] = "it ended"
+                # It may have said why just before, and be reaped before anybody has listened.
+                self.failed[key] = _last_words(preparation.channel)
                 self._finish(key, pid)
+
+
+def _last_words(channel: socket.socket) -> str:
+    try:
+        return _reason(channel.recv(4096, socket.MSG_DONTWAIT))
+    except OSError:
+        return _reason(b"")
+
+
+def _reason(answer: bytes) -> str:
+    """What a preparation that failed said, or that it said nothing."""
+    said = answer[1:].decode("utf-8", "replace") if answer[:1] == b"E" else ""
+    return said or "it ended"
