@@ -1,8 +1,5 @@
 """What root's test run cannot show: the sandbox started by an ordinary user, with one id and no
 control group. The suites that say what it holds run again as such a user, in a process of its own.
-
-Folders that only root may enter (an interpreter or a checkout in its home) are opened for this one
-process by mounts of its own; the paths stay the same, and the machine is not changed.
 """
 
 from __future__ import annotations
@@ -10,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,34 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from tests.support.somebody import SOMEBODY, as_somebody
 
-ROOT = Path(__file__).parents[2]
-SOMEBODY = 12345
-"""A user that no machine knows: nothing in the sandbox may need a name for it."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SUITES = ("tests/security", "tests/contract/test_sandbox.py")
 CHOSEN = "TestNoGroups or (security and not NoGroupsSandbox)"
 """There are no groups here anyway, and the contract of files has nothing to do with them."""
-
-SHOW = """
-set -e
-mount --make-rprivate /
-mkdir -p "$SCRATCH/held"
-place() {
-    mkdir -p "$(dirname "$2")"
-    if [ -L "$1" ]; then cp -P "$1" "$2"; return; fi
-    if [ -d "$1" ]; then mkdir -p "$2"; else touch "$2"; fi
-    mount --rbind "$1" "$2"
-}
-for path in $OPENED; do place "$path" "$SCRATCH/held$path"; done
-for folder in $CLOSED; do mount -t tmpfs -o mode=0755 covered "$folder"; done
-for path in $OPENED; do place "$SCRATCH/held$path" "$path"; done
-cd "$CHECKOUT"
-exec setpriv --reuid "$WHO" --regid "$WHO" --clear-groups env -i HOME="$SCRATCH" \\
-    PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 CI="$CI" "$@"
-"""
 
 
 @pytest.fixture
@@ -56,49 +32,6 @@ def home() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
-
-
-def closed_above(path: Path) -> Path | None:
-    """The uppermost folder on the way to a path that others than its owner may not enter."""
-    for folder in reversed((path, *path.parents)):
-        if not folder.stat().st_mode & 0o001:
-            return folder
-    return None
-
-
-def as_somebody(
-    home: Path, words: Iterable[str], seconds: float
-) -> subprocess.CompletedProcess[str]:
-    """Run a program as an ordinary user that may enter what this Python and the tests lie in."""
-    needed = {ROOT, *(Path(prefix) for prefix in (sys.prefix, sys.base_prefix))}
-    needed |= {Path(sys.executable).resolve().parents[1]}
-    closed = {folder for path in needed if (folder := closed_above(path)) is not None}
-    opened: set[Path] = set()
-    for path in needed:
-        if closed & {path}:
-            opened |= set(path.iterdir())  # itself closed: what is in it is shown in its cover
-        elif closed & set(path.parents):
-            opened.add(path)
-    opened = {path for path in opened if not opened & set(path.parents)}
-    for path in (*opened, *closed):
-        assert " " not in str(path), "the shell splits at spaces"
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", SHOW, "sh", *words],
-        env={
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "SCRATCH": str(home),
-            "OPENED": " ".join(sorted(map(str, opened))),
-            "CLOSED": " ".join(sorted(map(str, closed))),
-            "CHECKOUT": str(ROOT),
-            "WHO": str(SOMEBODY),
-            "CI": os.environ.get("CI", ""),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
 
 
 pytestmark = [
