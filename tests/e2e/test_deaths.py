@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
-from tests.support.owners import PROGRAM, Owner, groups_named
+from ms_enclave.errors import SandboxLostError, SandboxStartError
+from ms_enclave.manager.local_manager import LocalSandboxManager
+from tests.security.boxes import wait_for_processes, wait_until_gone
+from tests.support.owners import BUSY, PROGRAM, Owner, groups_named, new_marker
+from tests.support.parts import ROLES, descendants_of, find_part, wait_until_dead
 from tests.support.somebody import SOMEBODY, words_of_somebody
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes.base import Sandbox
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
+ROUNDS = int(os.environ.get("MS_ENCLAVE_TEST_ROUNDS", "3"))
+"""How often each part is killed; the moments are the same ones again each time."""
 GONE = 1.0
 """Seconds after the owner's death in which everything of its sandboxes is gone."""
 
@@ -84,3 +96,119 @@ def test_two_users_leave_each_other_alone() -> None:
             assert theirs.end() == 0
     finally:
         shutil.rmtree(home)
+
+
+def test_whenever_a_manager_is_killed_nothing_is_left() -> None:
+    chance = random.Random(78)
+    for _ in range(2 * ROUNDS):
+        groups: set[str] = set()
+        with Owner(program=BUSY) as owner:
+            assert owner.read() == "ready"
+            stations = descendants_of(owner.process.pid)
+            time.sleep(chance.uniform(0, 0.3))
+            groups = owner.groups()
+            owner.kill()
+            assert owner.left(GONE) == []
+        assert wait_until_dead(stations, GONE) == set()
+        assert wait_for_no_groups(groups) == set()
+
+
+class Work:
+    """Everything that a manager is asked for, again and again, while parts of it are killed."""
+
+    def __init__(self, manager: LocalSandboxManager, box: Sandbox, seed: str) -> None:
+        self.manager = manager
+        self.box = box
+        self.name = seed.replace(" ", "-")
+        self.chance = random.Random(seed)
+        self.done = False
+        self.calls = 0
+        self.errors: list[Exception] = []
+
+    async def go_on(self) -> None:
+        """Until it is done; what is raised is kept."""
+        kinds = [self.run, self.make_and_delete, self.use_files, self.use_box]
+        while not self.done:
+            try:
+                await self.chance.choice(kinds)()
+            except Exception as error:  # noqa: BLE001 - judged by the test
+                self.errors.append(error)
+                await anyio.sleep(0.01)
+            self.calls += 1
+
+    async def run(self) -> None:
+        assert (await self.manager.run_code("print(6 * 7)")).stdout == "42\n"
+
+    async def make_and_delete(self) -> None:
+        name = await self.manager.create_sandbox("process")
+        try:
+            box = await self.manager.get_sandbox(name)
+            assert box is not None
+            await box.files.write("x", b"y" * 100_000)
+            assert (await box.execute_command("wc -c < x")).stdout.strip() == "100000"
+        finally:
+            await self.manager.delete_sandbox(name)
+
+    async def use_files(self) -> None:
+        await self.box.files.write(self.name, b"z" * 300_000)
+        assert len(await self.box.files.read(self.name)) == 300_000
+
+    async def use_box(self) -> None:
+        result = await self.box.run_code("print(2)", timeout=20)
+        assert result.stdout == "2\n"
+
+
+HARMLESS = {"zygote", "guest"}
+"""What a sandbox survives."""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("role", ROLES)
+async def test_whatever_part_is_killed_callers_learn_it_and_the_next_sandbox_works(
+    role: str,
+) -> None:
+    chance = random.Random(role)
+    async with LocalSandboxManager() as neighbours, LocalSandboxManager() as manager:
+        neighbour = await neighbours.get_sandbox(await neighbours.create_sandbox("process"))
+        assert neighbour is not None
+        await neighbour.files.write("mine", "here")
+        for number in range(ROUNDS):
+            marker = new_marker()
+            name = await manager.create_sandbox("process")
+            box = await manager.get_sandbox(name)
+            assert box is not None
+            await box.execute_command(f"setsid sleep {marker} > /dev/null 2>&1 &")
+            await box.files.write("data", b"")
+            wait_for_processes(marker)
+            work = [Work(manager, box, f"{role} {number} {n}") for n in range(3)]
+            async with anyio.create_task_group() as group:
+                for one in work:
+                    group.start_soon(one.go_on)
+                await anyio.sleep(chance.uniform(0.01, 0.1))
+                os.kill(find_part(role, marker), signal.SIGKILL)
+                await anyio.sleep(0.1)
+                for one in work:
+                    one.done = True
+            errors = [error for one in work for error in one.errors]
+            unexpected = [error for error in errors if not is_expected(error, role)]
+            assert unexpected == []
+            assert sum(one.calls for one in work) > len(errors)
+            assert (await manager.run_code("print(1)")).stdout == "1\n"
+            assert await neighbour.files.read_text("mine") == "here"
+            assert (await neighbour.run_code("print(3)")).stdout == "3\n"
+            if role in HARMLESS:
+                assert (await box.run_code("print(4)")).stdout == "4\n"
+                await box.files.write("more", b"")
+            else:
+                assert wait_until_gone(marker, GONE) == []
+                with pytest.raises(SandboxLostError):
+                    await box.run_code("print(4)")
+            assert await manager.delete_sandbox(name)
+            assert wait_until_gone(marker, GONE) == []
+
+
+def is_expected(error: Exception, role: str) -> bool:
+    """Typed, and of a kind that this death can cause."""
+    if role == "guest":
+        return isinstance(error, ConnectionResetError)
+    return isinstance(error, (SandboxLostError, SandboxStartError))

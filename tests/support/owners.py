@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Owner", "groups_named", "new_marker"]
+__all__ = ["BUSY", "Owner", "groups_named", "new_marker"]
 
 _SECONDS = 30.0
 
@@ -48,6 +48,30 @@ async def main(marker, count):
 
 asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
+
+BUSY = """
+import asyncio, json, sys
+from ms_enclave.manager.local_manager import LocalSandboxManager
+
+async def work(manager, marker):
+    while True:
+        name = await manager.create_sandbox('process')
+        box = await manager.get_sandbox(name)
+        await box.execute_command(f'setsid sleep {marker} > /dev/null 2>&1 &')
+        await box.files.write('data', b'x' * 300000)
+        await box.run_code('print(1)')
+        await manager.run_code('print(1)')
+        await manager.delete_sandbox(name)
+
+async def main(marker, count):
+    async with LocalSandboxManager() as manager:
+        await manager.run_code('print(1)')
+        print(json.dumps('ready'), flush=True)
+        await asyncio.gather(*(work(manager, marker) for _ in range(count)))
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+"""Makes, uses and deletes sandboxes all the time."""
 
 
 def new_marker() -> str:
@@ -108,7 +132,10 @@ class Owner:
         """Names of its stations' control groups."""
         found: set[str] = set()
         for pid in self.daemons:
-            text = Path(f"/proc/{pid}/cgroup").read_text()
+            try:
+                text = Path(f"/proc/{pid}/cgroup").read_text()
+            except OSError:
+                continue  # it has just ended
             found |= set(re.findall(r"/(ms-enclave-[^/\n]*)", text))
         return found
 

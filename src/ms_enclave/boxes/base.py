@@ -15,11 +15,10 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Generator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -158,6 +157,13 @@ class Sandbox(Life):
 
         return await diagnose_by_starting(cls)
 
+    async def _look(self) -> None:
+        """See whether the box is there, where its guest is not all of it.
+
+        Raises:
+            SandboxLostError: it is gone.
+        """
+
     async def _reset(self) -> bool:
         """Become as new for a pool's next borrower: truly, with nothing of the last one left.
 
@@ -235,17 +241,18 @@ class Sandbox(Life):
     async def _use_guest(self) -> AsyncGenerator[GuestConnection, None]:
         async with self._using():
             guest = await self._get_guest()
-            with self._outliving(guest):
+            async with self._outliving(guest):
                 yield guest
 
-    @contextmanager
-    def _outliving(self, guest: GuestConnection) -> Generator[None, None, None]:
+    @asynccontextmanager
+    async def _outliving(self, guest: GuestConnection) -> AsyncGenerator[None, None]:
         """Where the box is more than its guest, a program that kills the guest loses one call."""
         try:
             yield
         except SandboxLostError as error:
             if self.guest_is_the_box or not guest.is_lost:
                 raise
+            await self._look()
             text = f"The sandbox's file server was ended by a program in it ({error.message})"
             raise ConnectionResetError(errno.ECONNRESET, text) from error
 
@@ -273,9 +280,8 @@ class Sandbox(Life):
             chunks = open_stream(guest)
         try:
             while True:
-                async with self._using():
-                    with self._outliving(guest):
-                        chunk = await anext(chunks, None)
+                async with self._using(), self._outliving(guest):
+                    chunk = await anext(chunks, None)
                 if chunk is None:
                     return
                 yield chunk

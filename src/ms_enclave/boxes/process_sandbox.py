@@ -126,6 +126,9 @@ class ProcessSandbox(Sandbox):
             raise
         return connection
 
+    async def _look(self) -> None:
+        await self._station.ask("look", box=self.id)
+
     @classmethod
     async def release_owner(cls, owner: str) -> None:
         """End the owner's stations."""

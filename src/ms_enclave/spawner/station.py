@@ -6,7 +6,7 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
 launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `spawn`, `signal`, `kill`, `close`, each with a number `q` that the answer
+Requests: `open`, `look`, `spawn`, `signal`, `kill`, `close`, each with a number `q` that the answer
 repeats. Events: `ready`, `exit`, `lost`.
 """
 
@@ -304,6 +304,13 @@ class Station:
             self.free_numbers.add(place.number)
         else:
             self.discarded[place.init] = place.number  # its ids are free when it is reaped
+
+    def do_look(self, request: BoxRequest, _descriptors: list[int]) -> Answer:
+        """Whether a sandbox is there; one whose init has begun to end is not."""
+        box = self.boxes.get(request["box"])
+        if box is None or not survey.is_alive(box.slot.init):
+            return {"lost": "its init has ended"}
+        return {"ok": {}}
 
     def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])

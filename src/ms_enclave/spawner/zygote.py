@@ -17,7 +17,7 @@ import socket
 from time import monotonic
 
 from . import _calls as calls
-from . import carrier, cold, root, slot, tracer
+from . import carrier, cold, root, slot, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ class Zygotes:
         limits: ResourceLimits,
     ) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
+        if self.bare is None and self.reason is None:
+            self.start()  # it was killed
         if self.bare is None:
             return cold.spawn(
                 self._words("cold"), _ENVIRONMENT, place, channel, user, group, limits,
@@ -149,9 +151,14 @@ class Zygotes:
         source = self.bare
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
-        pid, shadow = carrier.instantiate(
-            source, place, channel, user, group, limits, self.station.processors
-        )
+        try:
+            pid, shadow = carrier.instantiate(
+                source, place, channel, user, group, limits, self.station.processors
+            )
+        except tracer.TraceError:
+            if not survey.is_alive(source.pid):
+                self.ended(source.pid)  # whoever waited for its stop has reaped it
+            raise
         tracer.kill(shadow)
         return pid
 
@@ -275,8 +282,7 @@ class Zygotes:
     def ended(self, pid: int) -> None:
         """A process of ours was reaped: a preparation that died says so on its channel."""
         if self.bare is not None and pid == self.bare.pid:
-            self.bare = None
-            self.reason = "the zygote was killed"
+            self.bare = None  # the next process is started from a new one
         for key, ready in list(self.ready.items()):
             if ready.pid == pid:
                 del self.ready[key]
