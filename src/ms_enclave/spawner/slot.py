@@ -15,7 +15,7 @@ import socket
 import struct
 
 from . import _calls as calls
-from . import tracer
+from . import survey, tracer
 from .root import STORE
 
 TYPE_CHECKING = False
@@ -65,6 +65,10 @@ class Slot:
         self.number = number
         self.first_id = first_id
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
+
+    def members(self) -> survey.Members:
+        """Every process of the slot but its init."""
+        return survey.in_namespace(self.init, self.namespace)
 
     def outside(self, user: User) -> int:
         """The station's number for a user of the slot; 0 for the only one of a one-id map."""

@@ -21,7 +21,8 @@ import socket
 import sys
 import time
 
-sys.path.insert(0, "/run/enclave/code")
+if __name__ == "__main__":
+    sys.path.insert(0, "/run/enclave/code")
 
 from ms_enclave.spawner import _calls as calls
 from ms_enclave.spawner import (
@@ -128,13 +129,16 @@ class Station:
         self.no_spare_before = 0.0
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
-        self.zygotes = zygote.Zygotes(self)
+        self.zygotes = self.make_zygotes()
+
+    def make_zygotes(self) -> zygote.Zygotes:
+        return zygote.Zygotes(self)
 
     # --- the loop -------------------------------------------------------------------------------
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        self.events = calls.child_events()
+        self.events = self.listen()
         self.zygotes.start()
         self.settle_down()
         self.send({"event": "ready", **self.describe()})
@@ -170,6 +174,10 @@ class Station:
         if not self.processes:
             self.zygotes.use_idle_time()
         return []
+
+    def listen(self) -> int:
+        """What is readable when something of the sandboxes' has happened; `drain` empties it."""
+        return calls.child_events()
 
     def drain(self) -> None:
         """Take the pending SIGCHLD; a wait for a stop may have taken it before."""

@@ -1,4 +1,4 @@
-"""What runs in a slot, seen from the station through /proc: for figures, and for killing a run's
+"""What runs in a sandbox, seen from the station through /proc: for figures, and for killing a run's
 descendants where no control group can. A sandbox cannot change what is read here, only race it,
 so killing stops everybody first and looks again until nobody new is found."""
 
@@ -9,11 +9,33 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Protocol
 
-    from .slot import Slot
+    Members = dict[int, list[bytes]]
+    """Processes by pid, with their stat fields."""
 
-__all__ = ["Usage", "inner_pid", "is_alive", "is_stopped", "kill_descendants", "standing", "usage"]
+    class Place(Protocol):
+        """Where a sandbox runs."""
+
+        def members(self) -> Members:
+            """Every process of the sandbox, without what only serves it."""
+            ...
+
+
+__all__ = [
+    "Usage",
+    "children_of",
+    "descendants",
+    "in_namespace",
+    "inner_pid",
+    "is_alive",
+    "is_stopped",
+    "kill_descendants",
+    "standing",
+    "stop_and_kill",
+    "usage",
+]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -66,14 +88,14 @@ def inner_pid(pid: int) -> int:
     return 0
 
 
-def _members(slot: Slot) -> dict[int, list[bytes]]:
-    """Every process of the slot but its init, with its stat fields."""
-    found: dict[int, list[bytes]] = {}
+def in_namespace(init: int, namespace: int) -> Members:
+    """Every process of a pid namespace but its init."""
+    found: Members = {}
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == slot.init:
+        if not name.isdigit() or int(name) == init:
             continue
         try:
-            if os.stat(f"/proc/{name}/ns/pid").st_ino != slot.namespace:
+            if os.stat(f"/proc/{name}/ns/pid").st_ino != namespace:
                 continue
         except OSError:
             continue  # it has just gone
@@ -83,17 +105,44 @@ def _members(slot: Slot) -> dict[int, list[bytes]]:
     return found
 
 
-def standing(slot: Slot) -> dict[int, int]:
-    """Who is in a slot now: pid to the moment of its start, in clock ticks since boot."""
-    return {pid: int(fields[19]) for pid, fields in _members(slot).items()}
+def descendants(top: int, without: int = 0) -> Members:
+    """Every process that descends from `top`, which must be a subreaper, but `without`."""
+    everybody: Members = {}
+    below: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (fields := _stat(int(name))):
+            everybody[int(name)] = fields
+            below.setdefault(int(fields[1]), []).append(int(name))
+    found: Members = {}
+    todo = [top]
+    while todo:
+        for pid in below.get(todo.pop(), ()):
+            todo.append(pid)
+            if pid != without and everybody[pid][0] not in (b"Z", b"X"):
+                found[pid] = everybody[pid]
+    return found
+
+
+def children_of(pid: int) -> set[int]:
+    """Its children, also those that have ended and were not waited for."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (fields := _stat(int(name))) and int(fields[1]) == pid:
+            found.add(int(name))
+    return found
+
+
+def standing(place: Place) -> dict[int, int]:
+    """Who is there now: pid to the moment of its start, in clock ticks since boot."""
+    return {pid: int(fields[19]) for pid, fields in place.members().items()}
 
 
 def _of_run(
-    slot: Slot, main: int, before: Mapping[int, int], others: set[int]
+    place: Place, main: int, before: Mapping[int, int], others: set[int]
 ) -> dict[int, list[bytes]]:
     """The members that descend from `main`: by parent, or orphans that were not there before it
     and that no other run's process is an ancestor of."""
-    members = _members(slot)
+    members = place.members()
     chosen: dict[int, list[bytes]] = {}
     for pid, fields in members.items():
         top, parent = pid, int(fields[1])
@@ -106,7 +155,7 @@ def _of_run(
 
 
 def usage(
-    slot: Slot, main: int, before: Mapping[int, int], others: set[int], most: int | None = None
+    place: Place, main: int, before: Mapping[int, int], others: set[int], most: int | None = None
 ) -> Usage:
     """What a run uses now. Processor time of descendants that ended and were waited for counts.
 
@@ -114,7 +163,7 @@ def usage(
     bytes: then each gets its share of them, which takes longer to find out.
     """
     seen = Usage()
-    members = _of_run(slot, main, before, others)
+    members = _of_run(place, main, before, others)
     for fields in members.values():
         seen.cpu += sum(int(field) for field in fields[11:15]) / _TICKS
         seen.memory += int(fields[21]) * _PAGE
@@ -137,11 +186,16 @@ def _share(pid: int, resident: int) -> int:
     return sizes.get(b"Pss:", 0) - sizes.get(b"Pss_File:", 0)
 
 
-def kill_descendants(slot: Slot, main: int, before: Mapping[int, int], others: set[int]) -> int:
+def kill_descendants(place: Place, main: int, before: Mapping[int, int], others: set[int]) -> int:
     """Kill a run with all that descends from it; returns how many were there."""
+    return stop_and_kill(lambda: _of_run(place, main, before, others))
+
+
+def stop_and_kill(look: Callable[[], Members]) -> int:
+    """Kill whoever `look` finds, until it finds nobody new; returns how many were there."""
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
-        fresh = _of_run(slot, main, before, others).keys() - stopped
+        fresh = look().keys() - stopped
         if not fresh:
             break
         for pid in fresh:
