@@ -66,6 +66,7 @@ class StationClient:
         self._processes: dict[int, StationProcess] = {}
         self._boxes: dict[str, Callable[[str], object]] = {}
         self._ready: asyncio.Future[dict[str, Any]] | None = None
+        self._sending = asyncio.Lock()
 
     @property
     def alive(self) -> bool:
@@ -125,6 +126,7 @@ class StationClient:
         if ours is None:
             return
         asyncio.get_running_loop().remove_reader(ours.fileno())
+        anyio.notify_closing(ours)
         ours.close()
         for answer in self._answers.values():
             if not answer.done():
@@ -201,14 +203,8 @@ class StationClient:
         self._answers[number] = answer
         try:
             with anyio.fail_after(_ANSWER_SECONDS):
-                while True:
-                    try:
-                        socket.send_fds(ours, [packet], list(descriptors))
-                        break
-                    except BlockingIOError:
-                        await anyio.wait_writable(ours)
-                    except (BrokenPipeError, ConnectionResetError):
-                        raise SandboxLostError("The station has ended") from None
+                async with self._sending:
+                    await _send(ours, packet, descriptors)
                 row = await answer
         except TimeoutError:
             raise SandboxLostError("The station does not answer") from None
@@ -317,6 +313,20 @@ def _clean_up_after_a_dead_launcher() -> None:
     deadline = time.monotonic() + 2
     while not cgroups.sweep(cgroups.own_hierarchies()) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+async def _send(ours: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:
+    """Send a packet when there is room for it. One at a time: only one may wait for the room."""
+    while ours.fileno() >= 0:  # it may be closed while others go first
+        try:
+            socket.send_fds(ours, [packet], list(descriptors))
+            return
+        except BlockingIOError:
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await anyio.wait_writable(ours)
+        except (BrokenPipeError, ConnectionResetError):
+            break
+    raise SandboxLostError("The station has ended")
 
 
 def _packet(request: Mapping[str, Any]) -> bytes:
