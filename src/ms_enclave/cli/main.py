@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import doctor, run, tools
+from ms_enclave.cli import bench, doctor, run, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -62,6 +62,7 @@ app.command(
 )(run.run)
 app.command("tools")(tools.tools)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 def main(arguments: Sequence[str]) -> int:

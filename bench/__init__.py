@@ -1,1 +1,0 @@
-"""Measurements, always as a ratio in one run against what a user would do instead."""

@@ -1,0 +1,89 @@
+"""Runs the rows of the table in turns, and keeps what they measured."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ms_enclave.bench.context import WARM_UP, Round, open_context
+from ms_enclave.bench.figures import Line, Series, lines_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ms_enclave.bench.context import Context, Scale
+    from ms_enclave.bench.programs import Environment
+    from ms_enclave.bench.table import Row
+
+__all__ = ["Measured", "measure"]
+
+
+@dataclass
+class Measured:
+    """What a whole run gave: samples by row and name, and what was left out."""
+
+    rows: list[Row]
+    scale: Scale
+    environment: Environment | None = None
+    taken: dict[str, dict[str, Series]] = field(default_factory=dict[str, dict[str, Series]])
+    notes: list[str] = field(default_factory=list[str])
+
+    def lines(self, row: Row) -> list[Line]:
+        """The lines of one row of the table; the other baselines stand beside its first figure."""
+        taken = self.taken.get(row.name, {})
+        return [
+            line
+            for number, figure in enumerate(row.figures)
+            for line in lines_of(figure, taken, row.baselines if number == 0 else ())
+        ]
+
+    def add(self, row: Row, once: Round) -> None:
+        """Keep a round of a row."""
+        taken = self.taken.setdefault(row.name, {})
+        for name, samples in once.taken.items():
+            taken.setdefault(name, Series()).rounds.append(samples)
+
+
+async def measure(
+    rows: Sequence[Row], scale: Scale, told: Callable[[str, int, int], object]
+) -> Measured:
+    """Measure these rows; `told` hears of each step: its name, its number, and of how many.
+
+    Every round measures every row, so that a machine that becomes slower meanwhile does so for
+    all of them. The first round only warms up. Raises RuntimeError where a program does not do
+    what it should, and what the start of a sandbox raises.
+    """
+    measured = Measured(list(rows), scale)
+    ready = [row for row in rows if _has_what_it_needs(row, measured)]
+    modules = tuple(dict.fromkeys(name for row in ready for name in row.needs))
+    steps = [
+        (number, row)
+        for number in range(scale.rounds + 1)
+        for row in ready
+        if number <= 1 or not row.once
+    ]
+    told("starting", 0, len(steps))
+    async with open_context(scale, modules, measured.notes.append) as context:
+        measured.environment = context.environment
+        for done, (number, row) in enumerate(steps):
+            told(row.name if number else f"{row.name} (warming up)", done, len(steps))
+            await _round(context, row, measured if number else None)
+    told("done", len(steps), len(steps))
+    return measured
+
+
+async def _round(context: Context, row: Row, measured: Measured | None) -> None:
+    taken = Round()
+    if measured is None:
+        await row.measure(replace(context, scale=WARM_UP), taken)
+        return
+    await row.measure(context, taken)
+    measured.add(row, taken)
+
+
+def _has_what_it_needs(row: Row, measured: Measured) -> bool:
+    missing = [name for name in row.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        measured.notes.append(f"{row.name}: {', '.join(missing)} is not installed, left out")
+    return not missing

@@ -1,0 +1,122 @@
+"""What is measured and what is promised of it: one entry each. A new promise is a new entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ms_enclave.bench import measures
+from ms_enclave.bench.figures import Figure, Promise
+from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ms_enclave.bench.context import Context, Round
+
+__all__ = ["ROWS", "Row"]
+
+_OTHERS = (BARE, SERVER, BWRAP, SANDLOCK, DOCKER)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that is measured together: its figures, its baselines, and how."""
+
+    name: str
+    """What `--only` calls it."""
+    figures: tuple[Figure, ...]
+    measure: Callable[[Context, Round], Awaitable[None]]
+    baselines: tuple[str, ...] = ()
+    """Those that the first figure stands beside without a promise."""
+    needs: tuple[str, ...] = ()
+    """Modules without which it is left out."""
+    once: bool = False
+    """Whether one round is enough, because each is long."""
+
+
+ROWS = (
+    Row(
+        "cold",
+        (Figure("ms-enclave run -c", promises=(Promise(300),)),),
+        measures.cold,
+        (PYTHON, BARE, BWRAP, SANDLOCK, DOCKER),
+    ),
+    Row(
+        "fresh",
+        (
+            Figure(
+                "fresh sandbox, print(1)",
+                promises=(Promise(3), Promise(1 / 3, PYTHON), Promise(1 / 60, DOCKER)),
+            ),
+        ),
+        measures.fresh,
+        _OTHERS,
+    ),
+    Row(
+        "rate",
+        (Figure("stateless runs", "/s", True, (Promise(3.5, PYTHON, at_least=True),)),),
+        measures.rate,
+        (BARE, SERVER, BWRAP, SANDLOCK),
+    ),
+    Row(
+        "numpy",
+        (
+            Figure(
+                "stateless runs, numpy preloaded",
+                "/s",
+                True,
+                (Promise(20, "python -c, import numpy", at_least=True),),
+            ),
+        ),
+        measures.numpy,
+        (SERVER,),
+        needs=("numpy",),
+    ),
+    Row(
+        "cpu",
+        (Figure("processor time of a run", promises=(Promise(1.5, measures.FLOOR),)),),
+        measures.processor_time,
+    ),
+    Row("running", (Figure("running sandbox, print(1)"),), measures.running, (PYTHON,)),
+    Row(
+        "shell",
+        (Figure("running sandbox, true by shell", promises=(Promise(4),)),),
+        measures.shell,
+        ("sh -c true",),
+    ),
+    Row(
+        "timeout",
+        (
+            Figure(measures.TIMEOUT, promises=(Promise(25), Promise(250, quantile=0.99))),
+            Figure(measures.SURVIVORS, "", promises=(Promise(0, quantile=1),)),
+            Figure(measures.STARTED, "a tree"),
+        ),
+        measures.timeouts,
+    ),
+    Row(
+        "crowd",
+        (
+            Figure("idle sandbox", "MiB", promises=(Promise(1.5),)),
+            Figure(measures.ONE_MORE, promises=(Promise(1.4, measures.ONE_MORE_BASE),)),
+        ),
+        measures.crowd,
+        ("idle python",),
+        once=True,
+    ),
+    Row(
+        "turnover",
+        (Figure(measures.LAST, promises=(Promise(1.2, measures.FIRST),)),),
+        measures.turnover,
+        once=True,
+    ),
+    Row(
+        "import",
+        (
+            Figure(measures.IMPORT, promises=(Promise(20),)),
+            Figure(measures.IMPORT_MODEL, promises=(Promise(300),)),
+        ),
+        measures.imports,
+        (PYTHON,),
+    ),
+)
