@@ -86,13 +86,25 @@ class Files:
         FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
         FileExistsError, OSError: as the same call would inside the sandbox (a full disk is
         `OSError` with `ENOSPC`).
-        ConfigError: the path is not one.
+        ConfigError: the path is not one, or the sandbox does not know the user.
+        CapabilityError: the sandbox cannot work as that user.
         SandboxStateError: the sandbox is not running.
         SandboxLostError: the sandbox was lost during the call.
     """
 
     def __init__(self, target: _files.Files) -> None:
         self._target = target
+
+    def as_user(self, user: str | int | None) -> Files:
+        """The same files as another user of the sandbox; as its own user for None.
+
+        That user's rights decide what can be done, and what is made belongs to that user. Users
+        are those of `execute_command`.
+
+        Raises:
+            ConfigError: it is no name or number. Whether the sandbox has it, a call tells.
+        """
+        return Files(self._target.as_user(user))
 
     def read(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
         """The bytes of a file, from `offset` on and at most `limit` of them.
@@ -382,41 +394,54 @@ class Sandbox:
         )
 
     def put_file(
-        self, path: str, content: bytes | str | Iterable[bytes], encoding: str = "utf-8"
+        self,
+        path: str,
+        content: bytes | str | Iterable[bytes],
+        encoding: str = "utf-8",
+        *,
+        user: str | int | None = None,
     ) -> None:
         """Write one file, and the folders above it.
+
+        `user` is, here and below, who in the sandbox does it: see `files.as_user`.
 
         Raises:
             ConfigError: the path is not absolute.
             Otherwise as `files.write`.
         """
-        call(self._target.put_file, path, _feed(content), encoding)
+        call(self._target.put_file, path, _feed(content), encoding, user=user)
 
-    def put_dir(self, source: str | PathLike[str], target: str) -> None:
+    def put_dir(
+        self, source: str | PathLike[str], target: str, *, user: str | int | None = None
+    ) -> None:
         """Copy what is in a folder of the host into a folder of the sandbox, without links.
 
         Raises:
             ConfigError: the source is not a folder.
         """
-        call(self._target.put_dir, source, target)
+        call(self._target.put_dir, source, target, user=user)
 
-    def put_archive(self, target_dir: str, data: bytes | Iterable[bytes]) -> None:
+    def put_archive(
+        self, target_dir: str, data: bytes | Iterable[bytes], *, user: str | int | None = None
+    ) -> None:
         """Unpack an uncompressed tar in the sandbox, below a folder that is made if needed.
 
-        It is unpacked by the guest, as the sandbox's user and within its disk limit; a member
+        It is unpacked by the guest, as the user and within the sandbox's disk limit; a member
         that would land outside the folder is refused.
         """
-        call(self._target.put_archive, target_dir, _feed(data))
+        call(self._target.put_archive, target_dir, _feed(data), user=user)
 
-    def get_file(self, path: str) -> bytes:
+    def get_file(self, path: str, *, user: str | int | None = None) -> bytes:
         """The content of one file."""
-        return call(self._target.get_file, path)
+        return call(self._target.get_file, path, user=user)
 
-    def get_archive(self, path: str) -> Iterator[bytes]:
+    def get_archive(self, path: str, *, user: str | int | None = None) -> Iterator[bytes]:
         """A file or folder as a stream of tar. Made inside: to be unpacked with care."""
-        return iterate(self._target.get_archive, path)
+        return iterate(self._target.get_archive, path, user=user)
 
-    def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+    def get_dir(
+        self, source: str, target: str | PathLike[str], *, user: str | int | None = None
+    ) -> None:
         """Copy a folder of the sandbox into a folder of the host, which is made if needed.
 
         What comes out is hostile: only plain files and folders that stay below the target are
@@ -425,7 +450,7 @@ class Sandbox:
         Raises:
             ConfigError: the archive holds something that cannot be taken safely.
         """
-        call(self._target.get_dir, source, target)
+        call(self._target.get_dir, source, target, user=user)
 
     def initialize_tools(self) -> None:
         """Make the tools that the config names. `start` does it; a second time changes nothing.

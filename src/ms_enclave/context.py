@@ -33,6 +33,13 @@ class FilesContext(Protocol):
     `ConfigError` for a path that no sandbox can have, `SandboxLostError` when the box is gone.
     """
 
+    def as_user(self, user: str | int | None) -> FilesContext:
+        """The same files as another user of the sandbox, as of `execute_command`.
+
+        Methods of the view raise what that raises for a user whom the sandbox cannot be.
+        """
+        ...
+
     async def read(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
         """The bytes of a file, from `offset` on, at most `limit` of them."""
         ...
@@ -159,27 +166,42 @@ class SandboxContext(Protocol):
         ...
 
     async def put_file(
-        self, path: str, content: bytes | str | AsyncIterable[bytes], encoding: str = "utf-8"
+        self,
+        path: str,
+        content: bytes | str | AsyncIterable[bytes],
+        encoding: str = "utf-8",
+        *,
+        user: str | int | None = None,
     ) -> None:
         """Write one file into the sandbox. The path is absolute."""
         ...
 
-    async def put_dir(self, source: str | PathLike[str], target: str) -> None:
+    async def put_dir(
+        self, source: str | PathLike[str], target: str, *, user: str | int | None = None
+    ) -> None:
         """Copy a folder of the host into the sandbox."""
         ...
 
-    async def put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
+    async def put_archive(
+        self,
+        target_dir: str,
+        data: bytes | AsyncIterable[bytes],
+        *,
+        user: str | int | None = None,
+    ) -> None:
         """Unpack an uncompressed tar below a folder of the sandbox."""
         ...
 
-    async def get_file(self, path: str) -> bytes:
+    async def get_file(self, path: str, *, user: str | int | None = None) -> bytes:
         """The content of one file of the sandbox."""
         ...
 
-    async def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+    async def get_dir(
+        self, source: str, target: str | PathLike[str], *, user: str | int | None = None
+    ) -> None:
         """Copy a folder of the sandbox to the host."""
         ...
 
-    def get_archive(self, path: str) -> AsyncIterator[bytes]:
+    def get_archive(self, path: str, *, user: str | int | None = None) -> AsyncIterator[bytes]:
         """A folder of the sandbox as a stream of tar."""
         ...

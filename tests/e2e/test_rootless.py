@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUITES = ("tests/security", "tests/contract/test_sandbox.py")
-CHOSEN = "TestNoGroups or (security and not NoGroupsSandbox)"
-"""There are no groups here anyway, and the contract of files has nothing to do with them."""
+CHOSEN = "TestNoGroups or (TestProcess and users) or (security and not NoGroupsSandbox)"
+"""There are no groups here anyway; of the contract of files, whose rights count is what differs."""
 
 
 @pytest.fixture

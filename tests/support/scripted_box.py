@@ -54,5 +54,5 @@ class ScriptedSandbox(Sandbox):
         self.processes.append(process)
         return process
 
-    async def _connect_guest(self) -> GuestConnection:
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         raise AssertionError("not for these tests")

@@ -7,7 +7,9 @@ What it runs can do to this machine whatever the tests can.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -22,7 +24,7 @@ import anyio.to_thread
 
 import ms_enclave
 from ms_enclave.boxes import Sandbox, SandboxFactory
-from ms_enclave.errors import SandboxStartError
+from ms_enclave.errors import ConfigError, SandboxStartError
 from ms_enclave.model import IsolationReport, ProcessSandboxConfig
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ _GUEST = f"""
 import sys
 sys.path.insert(0, {_SOURCES!r})
 from ms_enclave.guest.server import serve
+if len(sys.argv) > 2:
+    import os
+    user = int(sys.argv[2])
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 serve(int(sys.argv[1]))
 """
 
@@ -57,20 +65,21 @@ class SubprocessSandbox(Sandbox):
     async def _open(self, stack: AsyncExitStack) -> None:
         folder = await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="box-"))
         stack.push_async_callback(anyio.to_thread.run_sync, shutil.rmtree, folder, True)
+        os.chmod(folder, 0o755)
         self.config.working_dir = os.path.realpath(folder)
         self._child: subprocess.Popen[bytes] | None = None
+        self._others: list[subprocess.Popen[bytes]] = []
         stack.push_async_callback(anyio.to_thread.run_sync, self._end)
         self._socket, theirs = socket.socketpair()
         stack.callback(self._socket.close)
         with theirs:
-            argv = [sys.executable, "-I", "-S", "-c", self.program, str(theirs.fileno())]
-            await anyio.to_thread.run_sync(self._start, argv, theirs, folder)
+            self._child = await anyio.to_thread.run_sync(self._start, theirs, folder)
         self._capabilities = frozenset({"python"})
         self._isolation = IsolationReport(tier="none", kernel=os.uname().release)
 
-    def _start(self, argv: list[str], theirs: socket.socket, folder: str) -> None:
-        self._child = subprocess.Popen(
-            argv,
+    def _start(self, theirs: socket.socket, folder: str, *user: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", self.program, str(theirs.fileno()), *user],
             pass_fds=[theirs.fileno()],
             cwd=folder,
             env={"PATH": os.defpath},
@@ -79,14 +88,10 @@ class SubprocessSandbox(Sandbox):
         )
 
     def _end(self) -> None:
-        # Its socket was closed before this, so it ends by itself, and takes its programs along.
-        if self._child is None:
-            return
-        try:
-            self._child.wait(5)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+        # Their sockets were closed before this, so they end by themselves and take their programs
+        # along.
+        for child in (self._child, *self._others):
+            _wait_for(child)
 
     async def _close(self) -> None:
         # What programs left running in the background dies with a box; here nothing kills it.
@@ -101,14 +106,40 @@ class SubprocessSandbox(Sandbox):
         guest = await self._get_guest()
         return await guest.spawn(request)
 
-    async def _connect_guest(self) -> GuestConnection:
+    def _guest_user(self, user: str | int | None) -> int | None:
+        if user is None or str(user) == str(os.getuid()):
+            return None
+        if str(user).isdigit():
+            return int(user)
+        try:
+            return pwd.getpwnam(str(user)).pw_uid
+        except KeyError:
+            raise ConfigError(f"There is no user {user!r}") from None
+
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         from ms_enclave.channel.guest import GuestConnection
 
-        connection = GuestConnection(
-            await stream_over(self._socket), working_dir=self.config.working_dir
-        )
+        ours = self._socket
+        if user is not None:
+            if os.geteuid() != 0:
+                raise PermissionError(errno.EPERM, f"not root, so nobody can become {user}")
+            ours, theirs = socket.socketpair()
+            with theirs:
+                child = await anyio.to_thread.run_sync(self._start, theirs, "/", str(user))
+            self._others.append(child)
+        connection = GuestConnection(await stream_over(ours), working_dir=self.config.working_dir)
         await connection.connect()
         return connection
+
+
+def _wait_for(child: subprocess.Popen[bytes] | None) -> None:
+    if child is None:
+        return
+    try:
+        child.wait(5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _below(ancestor: int) -> list[int]:

@@ -257,12 +257,15 @@ class Life(ABC):
         for scope in list(self._calls):
             scope.cancel()
 
-    def _own(self, undo: Callable[[], Awaitable[object]]) -> bool:
-        """Have something undone with the box, before what it was made from; False: too late."""
-        if self._status not in (SandboxStatus.STARTING, SandboxStatus.RUNNING):
-            return False
+    def _own(self, undo: Callable[[], Awaitable[object]]) -> None:
+        """Have something undone with the box, before what it was made from.
+
+        Raises:
+            SandboxStateError, SandboxLostError: it is too late for that.
+        """
+        if self._status is not SandboxStatus.STARTING:
+            self._require_running()
         self._resources.push_async_callback(undo)
-        return True
 
     @asynccontextmanager
     async def _using(self) -> AsyncGenerator[None, None]:

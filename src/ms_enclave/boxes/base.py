@@ -1,7 +1,7 @@
 """What every sandbox is: a life, a way to run programs, its files and its tools.
 
 A backend writes three methods and no more: how its box is made (`_open`), how a process starts in
-it (`_spawn`) and how its guest is reached (`_connect_guest`). Everything that is promised about a
+it (`_spawn`) and how a guest is reached (`_connect_guest`). Everything that is promised about a
 sandbox is kept here, once.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._guests import Guests
 from ms_enclave.boxes._life import Life
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
@@ -132,8 +133,7 @@ class Sandbox(Life):
         self._shell: str | None = None
         self._owner = PROCESS_WIDE
         self._toolbox = Toolbox()
-        self._guest: GuestConnection | None = None
-        self._guest_lock = anyio.Lock()
+        self._guests = Guests(self._make_guest, self._own, self._is_the_box)
 
     # --- what a backend writes ---
 
@@ -142,8 +142,22 @@ class Sandbox(Life):
         """Start one process in the box. The caller closes it."""
 
     @abstractmethod
-    async def _connect_guest(self) -> GuestConnection:
-        """The connected guest of the box. Called once at most; closed before the box is."""
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
+        """A connected guest that does all it does as `user`; closed before the box is.
+
+        Called again for the same user only when the last guest of that user has ended.
+
+        Args:
+            user: as `_guest_user` gave it; the box's own if None.
+        """
+
+    def _guest_user(self, user: str | int | None) -> str | int | None:
+        """One name for one user, so that each has one guest; None for the box's own.
+
+        Raises:
+            ConfigError, CapabilityError: as `_spawn` does for a user it cannot be.
+        """
+        return user
 
     @classmethod
     async def release_owner(cls, owner: str) -> None:
@@ -238,56 +252,63 @@ class Sandbox(Life):
             raise CapabilityError(capability, available_in=offering)
 
     @asynccontextmanager
-    async def _use_guest(self) -> AsyncGenerator[GuestConnection, None]:
+    async def _use_guest(
+        self, user: str | int | None = None
+    ) -> AsyncGenerator[GuestConnection, None]:
         async with self._using():
-            guest = await self._get_guest()
-            async with self._outliving(guest):
+            user = self._guest_user(user)
+            async with self._guests.use(user) as guest, self._outliving(user, guest):
                 yield guest
 
     @asynccontextmanager
-    async def _outliving(self, guest: GuestConnection) -> AsyncGenerator[None, None]:
-        """Where the box is more than its guest, a program that kills the guest loses one call."""
+    async def _outliving(
+        self, user: str | int | None, guest: GuestConnection | None = None
+    ) -> AsyncGenerator[None, None]:
+        """Where the box is more than this guest, a program that kills the guest loses one call."""
         try:
             yield
         except SandboxLostError as error:
-            if self.guest_is_the_box or not guest.is_lost:
+            if self._is_the_box(user) or not (guest is None or guest.is_lost):
                 raise
             await self._look()
             text = f"The sandbox's file server was ended by a program in it ({error.message})"
             raise ConnectionResetError(errno.ECONNRESET, text) from error
 
+    def _is_the_box(self, user: str | int | None) -> bool:
+        return self.guest_is_the_box and user is None
+
+    async def _make_guest(self, user: str | int | None) -> GuestConnection:
+        async with self._outliving(user):
+            # Shielded: a greeting that one impatient caller cut short could not be repeated.
+            with anyio.move_on_after(CONNECT_BOUND, shield=True):
+                return await self._connect_guest(user)
+            raise SandboxLostError(f"The guest of sandbox {self.id} does not answer")
+
     async def _get_guest(self) -> GuestConnection:
-        async with self._guest_lock:
-            if self._guest is not None and self._guest.is_lost and not self.guest_is_the_box:
-                self._guest = None
-            if self._guest is None:
-                # Shielded: a greeting that one impatient caller cut short could not be repeated.
-                with anyio.move_on_after(CONNECT_BOUND, shield=True):
-                    guest = await self._connect_guest()
-                    if self._own(guest.aclose):
-                        self._guest = guest
-            if self._guest is None:
-                self._require_running()
-                raise SandboxLostError(f"The guest of sandbox {self.id} does not answer")
-            return self._guest
+        return await self._guests.get()
 
     @iterate_on_loop
     async def _stream(
-        self, open_stream: Callable[[GuestConnection], AsyncIterator[bytes]]
+        self,
+        open_stream: Callable[[GuestConnection], AsyncIterator[bytes]],
+        user: str | int | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Chunks from the guest. Each is a call of its own: whoever reads may take a day."""
-        async with self._use_guest() as guest:
-            chunks = open_stream(guest)
-        try:
-            while True:
-                async with self._using(), self._outliving(guest):
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
+        async with AsyncExitStack() as held:
+            async with self._using():
+                user = self._guest_user(user)
+                guest = await held.enter_async_context(self._guests.use(user))
+                chunks = open_stream(guest)
+            try:
+                while True:
+                    async with self._using(), self._outliving(user, guest):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        return
+                    yield chunk
+            finally:
+                if isinstance(chunks, AsyncGenerator):
+                    await chunks.aclose()
 
     # --- running programs ---
 
@@ -421,9 +442,16 @@ class Sandbox(Life):
     # --- files in and out ---
 
     async def put_file(
-        self, path: str, content: bytes | str | AsyncIterable[bytes], encoding: str = "utf-8"
+        self,
+        path: str,
+        content: bytes | str | AsyncIterable[bytes],
+        encoding: str = "utf-8",
+        *,
+        user: str | int | None = None,
     ) -> None:
         """Write one file, and the folders above it.
+
+        `user` is, here and below, who in the sandbox does it: see `files.as_user`.
 
         Raises:
             ConfigError: the path is not absolute.
@@ -431,9 +459,11 @@ class Sandbox(Life):
         """
         if not validate_path(path).startswith("/"):
             raise ConfigError(f"file_path must be an absolute path: {path}")
-        await self.files.write(path, content, encoding=encoding)
+        await self.files.as_user(user).write(path, content, encoding=encoding)
 
-    async def put_dir(self, source: str | PathLike[str], target: str) -> None:
+    async def put_dir(
+        self, source: str | PathLike[str], target: str, *, user: str | int | None = None
+    ) -> None:
         """Copy what is in a folder of the host into a folder of the sandbox, without links.
 
         Raises:
@@ -443,32 +473,45 @@ class Sandbox(Life):
 
         if not await anyio.Path(source).is_dir():
             raise ConfigError(f"put_dir source is not a directory: {source}")
-        await self.put_archive(target, await anyio.to_thread.run_sync(tar_directory, source))
+        archive = await anyio.to_thread.run_sync(tar_directory, source)
+        await self.put_archive(target, archive, user=user)
 
-    async def put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
+    async def put_archive(
+        self,
+        target_dir: str,
+        data: bytes | AsyncIterable[bytes],
+        *,
+        user: str | int | None = None,
+    ) -> None:
         """Unpack an uncompressed tar in the sandbox, below a folder that is made if needed.
 
-        It is unpacked by the guest, as the sandbox's user and within its disk limit; a member
+        It is unpacked by the guest, as the user and within the sandbox's disk limit; a member
         that would land outside the folder is refused.
         """
-        await self._put_archive(target_dir, across_loops(data))
+        await self._put_archive(target_dir, across_loops(data), inputs.validate_user(user))
 
     @on_loop
-    async def _put_archive(self, target_dir: str, data: bytes | AsyncIterable[bytes]) -> None:
-        async with self._use_guest() as guest:
+    async def _put_archive(
+        self, target_dir: str, data: bytes | AsyncIterable[bytes], user: str | int | None
+    ) -> None:
+        async with self._use_guest(user) as guest:
             chunks = _once(data) if isinstance(data, bytes) else data
             await guest.put_archive(validate_path(target_dir), chunks)
 
-    async def get_file(self, path: str) -> bytes:
+    async def get_file(self, path: str, *, user: str | int | None = None) -> bytes:
         """The content of one file."""
-        return await self.files.read(path)
+        return await self.files.as_user(user).read(path)
 
-    def get_archive(self, path: str) -> AsyncGenerator[bytes, None]:
+    def get_archive(
+        self, path: str, *, user: str | int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """A file or folder as a stream of tar. Made inside: to be unpacked with care."""
         text = validate_path(path)
-        return self._stream(lambda guest: guest.get_archive(text))
+        return self._stream(lambda guest: guest.get_archive(text), inputs.validate_user(user))
 
-    async def get_dir(self, source: str, target: str | PathLike[str]) -> None:
+    async def get_dir(
+        self, source: str, target: str | PathLike[str], *, user: str | int | None = None
+    ) -> None:
         """Copy a folder of the sandbox into a folder of the host, which is made if needed.
 
         What comes out is hostile: only plain files and folders that stay below the target are
@@ -482,7 +525,7 @@ class Sandbox(Life):
         from ms_enclave.utils.archive import extract_tar
 
         with tempfile.SpooledTemporaryFile(SPOOL_SIZE) as spool:
-            async for chunk in self.get_archive(source):
+            async for chunk in self.get_archive(source, user=user):
                 await anyio.to_thread.run_sync(spool.write, chunk)
             await anyio.to_thread.run_sync(extract_tar, spool, Path(target))
 

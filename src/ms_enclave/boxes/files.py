@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+from ms_enclave.boxes._inputs import validate_user
 from ms_enclave.errors import ConfigError
 from ms_enclave.loop import on_loop
 
@@ -33,9 +34,10 @@ SEARCH_LIMIT = 1_000
 _PATH_BYTES = 4096
 _NAME_BYTES = 255
 
-Connect = Callable[[], "AbstractAsyncContextManager[GuestConnection]"]
+Connect = Callable[["str | int | None"], "AbstractAsyncContextManager[GuestConnection]"]
 Stream = Callable[
-    ["Callable[[GuestConnection], AsyncIterator[bytes]]"], "AsyncGenerator[bytes, None]"
+    ["Callable[[GuestConnection], AsyncIterator[bytes]]", "str | int | None"],
+    "AsyncGenerator[bytes, None]",
 ]
 
 
@@ -49,14 +51,27 @@ class Files:
         FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
         FileExistsError, OSError: as the same call would inside the sandbox (a full disk is
         `OSError` with `ENOSPC`).
-        ConfigError: the path is not one.
+        ConfigError: the path is not one, or the sandbox does not know the user.
+        CapabilityError: the sandbox cannot work as that user.
         SandboxStateError: the sandbox is not running.
         SandboxLostError: the sandbox was lost during the call.
     """
 
-    def __init__(self, connect: Connect, stream: Stream) -> None:
+    def __init__(self, connect: Connect, stream: Stream, user: str | int | None = None) -> None:
         self._connect = connect
         self._stream = stream
+        self._user = user
+
+    def as_user(self, user: str | int | None) -> Files:
+        """The same files as another user of the sandbox; as its own user for None.
+
+        That user's rights decide what can be done, and what is made belongs to that user. Users
+        are those of `execute_command`.
+
+        Raises:
+            ConfigError: it is no name or number. Whether the sandbox has it, a call tells.
+        """
+        return Files(self._connect, self._stream, validate_user(user))
 
     @on_loop
     async def read(self, path: str, *, offset: int = 0, limit: int | None = None) -> bytes:
@@ -66,7 +81,7 @@ class Files:
         inside decides how long it is: `read_stream` takes any length.
         """
         _not_negative(offset=offset, limit=limit)
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             chunks = guest.read(validate_path(path), offset=offset, limit=limit)
             return await collect(chunks, READ_LIMIT if limit is None else limit, path)
 
@@ -80,7 +95,7 @@ class Files:
         """The bytes of a file in pieces; the file may be of any length."""
         _not_negative(offset=offset, limit=limit)
         text = validate_path(path)
-        return self._stream(lambda guest: guest.read(text, offset=offset, limit=limit))
+        return self._stream(lambda guest: guest.read(text, offset=offset, limit=limit), self._user)
 
     async def write(
         self,
@@ -114,7 +129,7 @@ class Files:
         exclusive: bool,
         parents: bool,
     ) -> int:
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.write(
                 validate_path(path),
                 data,
@@ -130,31 +145,31 @@ class Files:
     ) -> builtins.list[FileInfo]:
         """What is in a folder, `depth` levels down, at most `limit` entries, sorted by path."""
         _positive(depth=depth, limit=limit)
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.list(validate_path(path), depth=depth, limit=limit)
 
     @on_loop
     async def stat(self, path: str, *, follow: bool = True) -> FileInfo:
         """What a path is: type, size in bytes, mode, time of its last change."""
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.stat(validate_path(path), follow=follow)
 
     @on_loop
     async def exists(self, path: str) -> bool:
         """Whether there is anything at a path."""
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.exists(validate_path(path))
 
     @on_loop
     async def mkdir(self, path: str, *, parents: bool = True) -> None:
         """Make a folder, by default also those above it; one that is there already is fine then."""
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             await guest.mkdir(validate_path(path), parents=parents)
 
     @on_loop
     async def move(self, source: str, target: str) -> None:
         """Rename a file or folder, replacing a file at the target."""
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             await guest.move(validate_path(source), validate_path(target))
 
     @on_loop
@@ -163,7 +178,7 @@ class Files:
 
         A folder that is not empty needs `recursive`.
         """
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             await guest.remove(validate_path(path), recursive=recursive)
 
     @on_loop
@@ -184,7 +199,7 @@ class Files:
             re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"Invalid search pattern {pattern!r}: {error}") from None
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.search(pattern, validate_path(path), limit=limit)
 
     @on_loop
@@ -201,7 +216,7 @@ class Files:
             raise ConfigError("the text to replace must not be empty")
         if count is not None:
             _positive(count=count)
-        async with self._connect() as guest:
+        async with self._connect(self._user) as guest:
             return await guest.replace(validate_path(path), old, new, count=count)
 
 

@@ -106,18 +106,24 @@ class ProcessSandbox(Sandbox):
         fields["preload"] = document["preload"]
         return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)
 
-    async def _connect_guest(self) -> GuestConnection:
+    def _guest_user(self, user: str | int | None) -> int | None:
+        number = requests.resolve_user(user, self._station.facts["root_mode"])[0]
+        return None if number == self._user[0] else number
+
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         # A plain run needs no file server.
         from anyio.abc import UNIXSocketStream
 
         from ms_enclave.channel.guest import GuestConnection
 
         document = {"op": "guest", "cwd": self.config.working_dir, "env": dict(self._environment)}
-        fields = requests.station_fields(self._limits, self._user, self._station.facts)
+        facts = self._station.facts
+        who = self._user if user is None else requests.resolve_user(user, facts["root_mode"])
+        fields = requests.station_fields(self._limits, who, facts)
         process, channel = await self._station.spawn_guest(self.id, document, fields)
         await process.abandon()  # its end is heard on the channel; its streams lead nowhere
         stream = await UNIXSocketStream.from_socket(channel)
-        connection = GuestConnection(stream)
+        connection = GuestConnection(stream, working_dir=self.config.working_dir)
         try:
             await connection.connect()
         except BaseException:

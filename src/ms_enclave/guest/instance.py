@@ -146,7 +146,10 @@ def _serve(request: "Request", channel: int) -> "NoReturn":
     os.umask(0o022)
     os.environ.clear()
     os.environ.update(request["env"])
-    os.chdir(request["cwd"])
+    try:  # noqa: SIM105 - contextlib is one more module to load
+        os.chdir(request["cwd"])
+    except OSError:
+        pass  # closed to this user, as a call with a path below it will say
     server.serve(channel)
     os._exit(0)
 

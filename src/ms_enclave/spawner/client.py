@@ -244,22 +244,49 @@ class StationClient:
         *, stdin: bool,
     ) -> StationProcess:  # fmt: skip
         """Start a process: `document` is for the process itself, `fields` for the station."""
+        process, channel = await self._start(box, kind, document, fields, stdin=stdin)
+        channel.close()
+        return process
+
+    async def spawn_guest(
+        self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> tuple[StationProcess, socket.socket]:
+        """Start a guest; returns its process and the connected end of its channel.
+
+        Raises:
+            BlockingIOError: what runs in the sandbox leaves no process for it.
+        """
+        process, channel = await self._start(box, "guest", document, fields, stdin=False)
+        if process.is_refused:
+            channel.close()
+            await process.abandon()
+            text = "The sandbox is full of processes: none is left for its file server"
+            raise BlockingIOError(errno.EAGAIN, text)
+        return process, channel
+
+    async def _start(
+        self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
+        *, stdin: bool,
+    ) -> tuple[StationProcess, socket.socket]:  # fmt: skip
+        """A started process and our end of its channel, or nothing that is left of it."""
         process, ours, theirs = self._new_process(stdin=stdin)
         try:
-            with theirs, ours:
+            with theirs:
                 send_request(ours, document, process.inner_ends)
                 answer = await self.ask(
                     "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
                 )
             process.pid = answer["pid"]
             if "refused" in answer:
+                self._processes.pop(process.number, None)
                 process.refused(answer["refused"])
         except BaseException:
+            ours.close()
             await self._give_up(process)
             raise
         finally:
             process.close_inner_ends()
-        return process
+        return process, ours
 
     def _new_process(self, *, stdin: bool) -> tuple[StationProcess, socket.socket, socket.socket]:
         """A process that is to be, and both ends of its channel; OSError leaves nothing open."""
@@ -280,30 +307,6 @@ class StationClient:
             with contextlib.suppress(SandboxLostError, SandboxStartError):  # gone with its sandbox
                 await process.kill()
             await process.abandon()
-
-    async def spawn_guest(
-        self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
-    ) -> tuple[StationProcess, socket.socket]:
-        """Start the guest; returns its process and the connected end of its channel."""
-        process, ours, theirs = self._new_process(stdin=False)
-        try:
-            with theirs:
-                send_request(ours, document, process.inner_ends)
-                answer = await self.ask(
-                    "spawn", [theirs.fileno()], box=box, kind="guest", process=process.number,
-                    **fields,
-                )  # fmt: skip
-            process.pid = answer["pid"]
-            if "refused" in answer:
-                text = "The sandbox is full of processes: none is left for its file server"
-                raise BlockingIOError(errno.EAGAIN, text)
-        except BaseException:
-            ours.close()
-            await self._give_up(process)
-            raise
-        finally:
-            process.close_inner_ends()
-        return process, ours
 
 
 def _clean_up_after_a_dead_launcher() -> None:
@@ -369,6 +372,7 @@ class StationProcess(Process):
     def __init__(self, station: StationClient, number: int, *, stdin: bool) -> None:
         self.pid = 0
         self.number = number
+        self.is_refused = False
         self._station = station
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         opened: list[int] = []
@@ -430,6 +434,7 @@ class StationProcess(Process):
 
     def refused(self, cause: str) -> None:
         """What already runs in the sandbox leaves it no room: the program's doing, not ours."""
+        self.is_refused = True
         self._exit.set_result(Exit(exit_code=126, cause=cause))
 
     def ended(self, row: Mapping[str, Any]) -> None:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anyio.to_thread import run_sync
 
-from ms_enclave.errors import ConfigError
+from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.testing._suite import SandboxSuite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
     from pathlib import Path
 
     from ms_enclave.boxes import Sandbox
@@ -37,6 +37,11 @@ def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+async def collect(chunks: AsyncIterator[bytes]) -> bytes:
+    """All of a stream."""
+    return b"".join([chunk async for chunk in chunks])
 
 
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
@@ -66,8 +71,110 @@ def _read_tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+async def _refusal(call: Awaitable[object]) -> str | None:
+    """What a call is refused with for want of a capability."""
+    try:
+        await call
+    except CapabilityError as error:
+        return str(error)
+    return None
+
+
+SOMEBODY = 2345
+"""A user of the sandbox that is not its own."""
+
+
 class FilesContract(SandboxSuite):
     """`files`, `put_*` and `get_*`, over any handle."""
+
+    # --- whose ---
+
+    @pytest.fixture
+    async def somebody(self, fresh: Sandbox) -> int:
+        """Another user, where the sandbox can be one; elsewhere that is what the test shows."""
+        refused = await _refusal(fresh.execute_command(["true"], user=SOMEBODY))
+        if refused is not None:
+            assert await _refusal(fresh.files.as_user(SOMEBODY).exists("/")) == refused
+            pytest.skip(refused)
+        result = await fresh.execute_command(["true"], user=SOMEBODY)
+        if not result.success:
+            with pytest.raises(PermissionError):
+                await fresh.files.as_user(SOMEBODY).exists("/")
+            pytest.skip("the sandbox cannot be another user here")
+        return SOMEBODY
+
+    async def test_the_own_user_by_number_is_the_own_user(self, box: Sandbox) -> None:
+        own = int((await box.execute_command(["id", "-u"])).stdout)
+        for user in (None, own, str(own)):
+            await box.files.as_user(user).write("own", f"{user}")
+            assert await box.files.read_text("own") == f"{user}"
+        shown = await box.execute_command(["stat", "-c", "%u", "own"])
+        assert shown.stdout == f"{own}\n"
+
+    async def test_what_a_user_makes_is_that_users(self, fresh: Sandbox, somebody: int) -> None:
+        own = (await fresh.execute_command(["id", "-u"])).stdout.strip()
+        folder = (await fresh.execute_command(["mktemp", "-d"])).stdout.strip()
+        await fresh.execute_command(["chmod", "777", folder])
+        files = fresh.files.as_user(somebody)
+        await files.write(f"{folder}/a", "1")
+        await files.mkdir(f"{folder}/b")
+        await fresh.put_file(f"{folder}/c", "1", user=somebody)
+        await fresh.put_archive(f"{folder}/d", tar_of((tarfile.TarInfo("in"), b"1")), user=somebody)
+        await fresh.files.write(f"{folder}/e", "1")
+        names = [f"{folder}/{name}" for name in ("a", "b", "c", "d", "d/in", "e")]
+        shown = await fresh.execute_command(["stat", "-c", "%u", *names])
+        assert shown.stdout.split() == [str(somebody)] * 5 + [own]
+        await files.remove(f"{folder}/d", recursive=True)
+        await fresh.files.remove(folder, recursive=True)
+
+    async def test_a_users_rights_decide(self, fresh: Sandbox, somebody: int) -> None:
+        folder = (await fresh.execute_command(["mktemp", "-d"])).stdout.strip()
+        path = f"{folder}/secret"
+        await fresh.files.write(path, "x", mode=0o600)
+        files = fresh.files.as_user(somebody)
+        with pytest.raises(PermissionError):
+            await files.write(f"{folder}/new", "x")
+        await fresh.execute_command(["chmod", "755", folder])
+        assert (await files.stat(path)).size == 1
+        for attempt in (
+            lambda: files.read(path),
+            lambda: files.remove(path),
+            lambda: files.replace(path, "x", "y"),
+            lambda: fresh.get_file(path, user=somebody),
+            lambda: collect(files.read_stream(path)),
+            lambda: collect(fresh.get_archive(path, user=somebody)),
+            lambda: fresh.put_file(f"{folder}/new", "x", user=somebody),
+        ):
+            with pytest.raises(PermissionError):
+                await attempt()
+        await fresh.execute_command(["chmod", "644", path])
+        assert await files.read(path) == b"x"
+        assert await collect(files.read_stream(path)) == b"x"
+        await fresh.files.remove(folder, recursive=True)
+
+    async def test_a_folder_that_is_closed_to_a_user_is_no_more_than_that(
+        self, fresh: Sandbox, somebody: int
+    ) -> None:
+        await fresh.execute_command(["chmod", "700", "."])
+        files = fresh.files.as_user(somebody)
+        assert await files.exists("/")
+        with pytest.raises(PermissionError):
+            await files.list(".")
+        with pytest.raises(PermissionError):
+            await files.write("x", "x")
+
+    async def test_many_users_leave_room_for_programs(self, somebody: int) -> None:
+        async with self.opened(pids_limit=16) as box:
+            for number in range(20):
+                assert await box.files.as_user(somebody + number).exists("/")
+            assert (await box.execute_command("echo room | cat")).stdout == "room\n"
+
+    @pytest.mark.parametrize("user", [-1, "", True, 1 << 32, "a\0b"])
+    async def test_what_is_no_user_is_refused(self, box: Sandbox, user: Any) -> None:
+        with pytest.raises(ConfigError):
+            box.files.as_user(user)
+        with pytest.raises(ConfigError):
+            await box.put_file("/tmp/x", "x", user=user)  # noqa: S108 - the sandbox's
 
     # --- one file ---
 

@@ -229,6 +229,13 @@ class FileOperation(BuiltinTool):
                 "type": "string",
                 "description": "Where relative paths start. Default: the working folder.",
             },
+            "user": {
+                "type": "string",
+                "description": (
+                    "The user of the sandbox who does it: with that user's rights, and the owner "
+                    "of what is made."
+                ),
+            },
             "timeout": seconds("Seconds that the operation may take. Default: the sandbox's own."),
         },
         "required": ["operation", "file_path"],
@@ -251,6 +258,7 @@ class FileOperation(BuiltinTool):
         encoding: str = "utf-8",
         cwd: str = "",
         target: str | None = None,
+        user: str | None = None,
         timeout: float | None = None,
         **arguments: Any,
     ) -> ToolResult:
@@ -258,7 +266,7 @@ class FileOperation(BuiltinTool):
             raise ConfigError("No file path provided")
         limits = context.config.resolve_limits(timeout=timeout)
         request = _Request(
-            files=context.files,
+            files=context.files if user is None else context.files.as_user(user),
             path=posixpath.join(cwd, file_path),
             encoding=_known_encoding(encoding),
             limit=limits.output,

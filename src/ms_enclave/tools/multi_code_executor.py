@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -173,7 +174,7 @@ class MultiCodeExecutor(BuiltinTool):
             await _place(job, folder, plan)
             return await self._compile_and_run(job, plan, folder)
         finally:
-            await _remove(job.context, folder)
+            await _remove(job, folder)
 
     async def _compile_and_run(self, job: _Job, plan: Plan, folder: str) -> ToolResult:
         env = {**plan.env, **job.env}
@@ -264,10 +265,13 @@ async def _place(job: _Job, folder: str, plan: Plan) -> None:
         await job.context.execute_command(["chmod", "-R", "a+rwX", folder])
 
 
-async def _remove(context: SandboxContext, folder: str) -> None:
-    """Leave nothing behind, also when cancelled; what ended the run is the news, not this."""
+async def _remove(job: _Job, folder: str) -> None:
+    """Leave nothing behind, also when cancelled; what ended the run is the news, not this.
+
+    Folders that the program made are its user's, and only that user can empty them.
+    """
+    files = job.context.files
     with anyio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
-        try:
-            await context.files.remove(folder, recursive=True)
-        except (OSError, EnclaveError):
-            return
+        for view in (files,) if job.user is None else (files.as_user(job.user), files):
+            with contextlib.suppress(OSError, EnclaveError):
+                await view.remove(folder, recursive=True)

@@ -68,7 +68,7 @@ class Nothing(Sandbox):
     async def _spawn(self, request: SpawnRequest) -> Process:
         raise AssertionError("not for these tests")
 
-    async def _connect_guest(self) -> GuestConnection:
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         raise AssertionError("not for these tests")
 
     async def _reset(self) -> bool:
