@@ -109,6 +109,23 @@ def test_a_promise_missed_by_more_than_is_tolerated_fails_the_check(
     assert ("close" if status == 0 else "missed") in done.stdout
 
 
+def test_a_row_that_breaks_off_fails_the_run_and_not_the_other_rows() -> None:
+    broken = textwrap.dedent(
+        """
+        async def fail(context, into):
+            raise RuntimeError("no such thing")
+
+        table.ROWS = (table.Row("broken", (Figure("its"),), fail), *table.ROWS)
+        """
+    )
+    done = bench("--rounds", "1", "--json", before=FIXED + broken)
+    assert done.returncode == 1
+    assert "could not measure broken: RuntimeError: no such thing" in done.stderr
+    data = json.loads(done.stdout)
+    assert data["failed"] == {"broken": "RuntimeError: no such thing"}
+    assert [series["name"] for row in data["rows"] for series in row["series"]] == ["ours"]
+
+
 def test_without_check_a_missed_promise_is_only_shown() -> None:
     assert bench("--rounds", "1", before=FIXED).returncode == 0
 

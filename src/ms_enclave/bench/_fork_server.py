@@ -1,13 +1,15 @@
 """A warm interpreter that forks for each program, and isolates nothing: the price of the walls.
 
 `python -I _fork_server.py ADDRESS [MODULE]...`: whoever connects to the socket sends a program,
-shuts its side down, and reads what the program prints until the end.
+shuts its side down, and reads what the program prints until the end. It ends when its standard
+input does, and only then: who measures has been interrupted as well, and ends it.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -26,15 +28,16 @@ def _serve(line: socket.socket) -> None:
 
 
 def main(address: str, modules: list[str]) -> None:
-    """Serve until killed."""
+    """Serve until standard input is closed."""
     for name in modules:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)
         door.listen(64)
         os.write(1, b"ready\n")
-        while True:
+        while select.select([door, 0], [], [])[0] == [door]:
             line, _ = door.accept()
             if os.fork() == 0:
                 try:

@@ -236,11 +236,10 @@ def fork_server(python: str, preload: Sequence[str] = ()) -> Generator[ForkServe
     with tempfile.TemporaryDirectory(prefix="enclave-bench-") as folder:
         address = f"{folder}/line"
         argv = [python, "-I", str(_HERE / "_fork_server.py"), address, *preload]
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE, env=clean())
+        server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=clean())
         try:
             if server.stdout is None or server.stdout.readline() != b"ready\n":
                 raise RuntimeError("the fork server did not start")
             yield ForkServer(address)
         finally:
-            server.kill()
             server.communicate()

@@ -29,7 +29,7 @@ _COLOURS = {
 
 
 def missed(measured: Measured, slack: float) -> list[str]:
-    """What `--check` complains about, in words."""
+    """The promises that `--check` complains about, in words."""
     return [
         f"{line.figure.name}: {_measured_of(line)}, promised {_target_of(line)}"
         for row in measured.rows
@@ -55,6 +55,7 @@ def as_data(measured: Measured, machine: Machine, slack: float) -> dict[str, Any
         "tolerance": TOLERANCE * slack,
         "rows": [_row_as_data(row, measured, slack) for row in measured.rows],
         "left_out": measured.notes,
+        "failed": measured.failed,
     }
 
 
@@ -162,6 +163,8 @@ def _show_machine(console: Console, measured: Measured, machine: Machine, slack:
         say(text, "yellow")
     for text in measured.notes:
         say(text, "dim")
+    for name, text in measured.failed.items():
+        say(f"{name}: {text}", "red")
 
 
 def amount(value: float | None, unit: str) -> str:

@@ -28,6 +28,8 @@ class Measured:
     environment: Environment | None = None
     taken: dict[str, dict[str, Series]] = field(default_factory=dict[str, dict[str, Series]])
     notes: list[str] = field(default_factory=list[str])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    """Rows whose measurement broke off, and why."""
 
     def lines(self, row: Row) -> list[Line]:
         """The lines of one row of the table; the other baselines stand beside its first figure."""
@@ -51,8 +53,8 @@ async def measure(
     """Measure these rows; `told` hears of each step: its name, its number, and of how many.
 
     Every round measures every row, so that a machine that becomes slower meanwhile does so for
-    all of them. The first round only warms up. Raises RuntimeError where a program does not do
-    what it should, and what the start of a sandbox raises.
+    all of them. The first round only warms up. A row that fails is not measured again. Raises what
+    the start of a sandbox raises.
     """
     measured = Measured(list(rows), scale)
     ready = [row for row in rows if _has_what_it_needs(row, measured)]
@@ -68,18 +70,27 @@ async def measure(
         measured.environment = context.environment
         for done, (number, row) in enumerate(steps):
             told(row.name if number else f"{row.name} (warming up)", done, len(steps))
-            await _round(context, row, measured if number else None)
+            if row.name not in measured.failed:
+                await _round(context, row, measured, warming_up=number == 0)
     told("done", len(steps), len(steps))
     return measured
 
 
-async def _round(context: Context, row: Row, measured: Measured | None) -> None:
+async def _round(context: Context, row: Row, measured: Measured, *, warming_up: bool) -> None:
     taken = Round()
-    if measured is None:
-        await row.measure(replace(context, scale=WARM_UP), taken)
+    try:
+        await row.measure(replace(context, scale=WARM_UP) if warming_up else context, taken)
+    except Exception as error:  # noqa: BLE001 - the other rows still have something to tell
+        measured.failed[row.name] = " ".join(_first_cause(error).split())
         return
-    await row.measure(context, taken)
-    measured.add(row, taken)
+    if not warming_up:
+        measured.add(row, taken)
+
+
+def _first_cause(error: BaseException) -> str:
+    while (inner := getattr(error, "exceptions", None)) is not None:  # a group of a task group
+        error = inner[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _has_what_it_needs(row: Row, measured: Measured) -> bool:

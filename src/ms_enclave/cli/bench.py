@@ -65,10 +65,11 @@ def bench(
         report.show(Console(), measured, facts, slack)
     if plot is not None:
         _draw(plot, measured, facts)
-    missed = report.missed(measured, slack) if check else []
-    for text in missed:
+    bad = report.missed(measured, slack) if check else []
+    bad += [f"could not measure {name}: {text}" for name, text in measured.failed.items()]
+    for text in bad:
         complain(text)
-    raise typer.Exit(_EXIT_MISSED if missed else 0)
+    raise typer.Exit(_EXIT_MISSED if bad else 0)
 
 
 def _choose(names: Sequence[str]) -> list[Row]:
