@@ -6,13 +6,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from tests.security.boxes import ColdSandbox, NoGroupsSandbox, NoLayersSandbox
+from tests.security.boxes import (
+    ColdSandbox,
+    LandlockSandbox,
+    NoGroupsLandlockSandbox,
+    NoGroupsSandbox,
+    NoLayersSandbox,
+)
 from tests.support import subprocess_box
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
 
-__all__ = ["Cold", "NoGroups", "NoLayers", "Process", "Subprocess", "needs_process"]
+__all__ = [
+    "Cold",
+    "Landlock",
+    "LandlockNoGroups",
+    "NoGroups",
+    "NoLayers",
+    "Process",
+    "Subprocess",
+    "needs_process",
+]
 
 subprocess_box.install()
 
@@ -53,6 +68,24 @@ class NoLayers(Process):
     @classmethod
     def create(cls, **config: Any) -> Sandbox:
         return NoLayersSandbox({**cls.config, **config})
+
+
+class Landlock(Process):
+    """The embedded sandbox without namespaces. What is stored is bounded by looking at it."""
+
+    bounded: ClassVar[frozenset[str]] = frozenset({"memory", "pids", "cpu"})
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return LandlockSandbox({**cls.config, **config})
+
+
+class LandlockNoGroups(Landlock):
+    """The same without control groups, as in a container."""
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return NoGroupsLandlockSandbox({**cls.config, **config})
 
 
 needs_process = pytest.mark.namespaces

@@ -10,7 +10,16 @@ from ms_enclave.testing import (
     SandboxContract,
     SandboxLifeContract,
 )
-from tests.contract.boxes import Cold, NoGroups, NoLayers, Process, Subprocess, needs_process
+from tests.contract.boxes import (
+    Cold,
+    Landlock,
+    LandlockNoGroups,
+    NoGroups,
+    NoLayers,
+    Process,
+    Subprocess,
+    needs_process,
+)
 
 
 class ProgramsContract(CommandContract, CodeContract, SandboxBoundsContract, SandboxLifeContract):
@@ -51,4 +60,16 @@ class TestNoGroups(NoGroups, ProgramsContract):
 
 @needs_process
 class TestNoLayers(NoLayers, StorageContract):
+    pass
+
+
+class TestLandlock(Landlock, SandboxContract):
+    pass
+
+
+class TestLandlockLife(Landlock, SandboxLifeContract):
+    pass
+
+
+class TestLandlockNoGroups(LandlockNoGroups, ProgramsContract):
     pass

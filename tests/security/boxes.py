@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
 
 __all__ = [
+    "ANY_USERS_PYTHON",
     "ColdSandbox",
+    "LandlockSandbox",
+    "NoGroupsLandlockSandbox",
     "NoGroupsSandbox",
     "NoLayersSandbox",
     "UnfilteredSandbox",
@@ -21,6 +25,32 @@ __all__ = [
     "wait_for_processes",
     "wait_until_gone",
 ]
+
+
+def _any_users_python() -> str | None:
+    """An interpreter that the user of a sandbox without mounts may run: None for our own."""
+    own = Path(sys.executable)
+    if os.geteuid() != 0 or all(folder.stat().st_mode & 0o001 for folder in own.resolve().parents):
+        return None
+    return "/usr/bin/python3"
+
+
+ANY_USERS_PYTHON = _any_users_python()
+
+
+class LandlockSandbox(ProcessSandbox):
+    """Without namespaces."""
+
+    def __init__(self, config: Any = None, sandbox_id: str | None = None) -> None:
+        given = {"isolation": "landlock", "python": ANY_USERS_PYTHON, **(config or {})}
+        super().__init__(given, sandbox_id)
+
+
+class NoGroupsLandlockSandbox(LandlockSandbox):
+    """Neither namespaces nor control groups, as in a container."""
+
+    def _station_plan(self) -> dict[str, Any]:
+        return {**super()._station_plan(), "groups": False}
 
 
 class ColdSandbox(ProcessSandbox):

@@ -26,6 +26,9 @@ __all__ = [
     "code_document",
     "command_document",
     "isolation_report",
+    "landlock_plan",
+    "landlock_report",
+    "landlock_user",
     "plan_key",
     "resolve_user",
     "station_fields",
@@ -123,6 +126,18 @@ def code_document(request: SpawnRequest, preload: list[str], seed: int | None) -
     }  # fmt: skip
 
 
+def landlock_plan(plan: RuntimePlan, places: list[str], *, as_root: bool) -> dict[str, Any]:
+    """The same for the tier `landlock`. `places`: folders in which the sandboxes' may be made."""
+    program = seccomp.filter_for("host" if as_root else "own_user").hex()
+    return {
+        **station_plan(plan, ""),
+        "launcher": "landlock_launcher.py",
+        "places": places,
+        "filter": program,
+        "init_filter": program,
+    }
+
+
 def resolve_user(user: str | int | None, root_mode: bool) -> tuple[int, int]:
     """uid and gid inside, for a name or a number.
 
@@ -146,6 +161,20 @@ def resolve_user(user: str | int | None, root_mode: bool) -> tuple[int, int]:
             "users", remedy="started without root a sandbox has one user, 1000: leave `user` out"
         )
     return user, user
+
+
+def landlock_user(user: str | int | None, own: int) -> tuple[int, int]:
+    """uid and gid for a name or a number where the sandbox has one user, `own` on the host.
+
+    Raises:
+        CapabilityError: another one.
+    """
+    names = (None, "sandbox", DEFAULT_USER[0], str(DEFAULT_USER[0]), own, str(own))
+    if user not in names:
+        raise CapabilityError(
+            "users", remedy=f"a sandbox of tier landlock has one user, {own}: leave `user` out"
+        )
+    return own, own
 
 
 def capabilities(facts: Mapping[str, Any], layered: bool) -> frozenset[str]:
@@ -186,6 +215,45 @@ def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport
     )
 
 
+def landlock_report(facts: Mapping[str, Any]) -> IsolationReport:
+    """The same for the tier `landlock`."""
+    from ms_enclave.model import IsolationReport
+
+    def active(yes: bool) -> str:
+        return "on" if yes else "off"
+
+    controllers, version = set(facts["controllers"]), facts["landlock"]
+    guards = dict.fromkeys(
+        (
+            "user_namespace", "mount_namespace", "pid_namespace", "network_namespace",
+            "ipc_namespace", "uts_namespace", "cgroup_namespace", "disk_limit",
+        ),
+        "off",
+    )  # fmt: skip
+    guards |= {
+        "no_new_privs": "on",
+        "no_capabilities": "on",
+        "seccomp": "on",
+        "rlimits": "on",
+        "landlock": "on",
+        "landlock_ports": active(version >= 4),
+        "landlock_scopes": active(version >= 6),
+        "read_only_root": "n/a",
+        "own_ids": active(facts["root_mode"]),
+        "cgroup_memory": active("memory" in controllers),
+        "cgroup_pids": active("pids" in controllers),
+        "cgroup_cpu": active("cpu" in controllers),
+        "cgroup_kill": active(facts["kills_by_group"]),
+        "layers": "n/a",
+        "zygote": "off",
+    }
+    versions = {"ms-enclave": __version__, "python": platform.python_version()}
+    return IsolationReport(
+        tier="landlock", guards=guards, kernel=platform.release(),
+        versions={**versions, "landlock": str(version)},
+    )  # fmt: skip
+
+
 def plan_key(plan: Mapping[str, Any]) -> str:
     """The same for plans that one station can serve."""
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -195,11 +263,12 @@ def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
     """The plan of a station as the launcher reads it (JSON)."""
     return {
         **plan.as_station(),
+        "launcher": "launcher.py",
         "work": work,
         "slots": SLOTS,
         "hostname": "sandbox",
         "groups": True,
         "layers": True,
-        "filter": seccomp.filter_for(traced=True).hex(),
-        "init_filter": seccomp.filter_for(traced=False).hex(),
+        "filter": seccomp.filter_for("carrier").hex(),
+        "init_filter": seccomp.filter_for("namespaces").hex(),
     }

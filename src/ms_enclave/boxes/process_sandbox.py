@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
@@ -16,6 +17,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
+from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
 from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.errors import (
@@ -55,8 +57,8 @@ class ProcessSandbox(Sandbox):
     _station: StationClient
     _plan: RuntimePlan
     _limits: ResolvedLimits
-    _user: tuple[int, int]
-    _host_user: int | None
+    _tier: Tier
+    _place: Place
 
     @property
     def _settings_of_process(self) -> ProcessSandboxConfig:
@@ -67,38 +69,57 @@ class ProcessSandbox(Sandbox):
         _refuse_what_is_not_here(config)
         self._limits = config.resolve_limits()
         self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
-        plan = self._station_plan()
+        station = await self._find_station(config.isolation or "namespace")
         keep = self._owner != PROCESS_WIDE
-        try:
-            station = await stations.acquire(self._owner, requests.plan_key(plan), plan)
-        except IsolationUnavailableError as error:
-            raise await _explained(error) from None
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
-        self._user = requests.DEFAULT_USER
         box = await station.open_box(
-            self.id, self._user, requests.box_limits(self._limits), self._lost
+            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
         stack.push_async_callback(station.close_box, self.id)
-        self._host_user = box["user"]
+        self._place = self._tier.place(config, box)
+        stack.callback(setattr, self, "config", config)
+        self.config = config.model_copy(update={"working_dir": self._place.work})
         if config.preload:
             await _prepare(station, list(config.preload))
-        self._environment = {**self._environment, **self._plan.env, "HOME": config.working_dir}
+        self._environment = {
+            **self._environment, **self._plan.env, "HOME": self._place.work, **dict(self._place.env)
+        }  # fmt: skip
         self._shell = self._plan.shell
-        self._capabilities = requests.capabilities(station.facts, box["layered"])
-        self._isolation = requests.isolation_report(station.facts, box["layered"])
+        self._capabilities = requests.capabilities(station.facts, self._place.layered)
+        self._isolation = self._tier.report(station.facts, self._place)
         _require_guards(self._isolation, config.require or ())
+
+    async def _find_station(self, isolation: str) -> StationClient:
+        """A station of the tier that is wanted; with "best", of the best that can be had here."""
+        if isolation == "landlock":
+            return await self._acquire(Landlock())
+        try:
+            return await self._acquire(Namespaces())
+        except IsolationUnavailableError as error:
+            if isolation != "best":
+                raise await _explained(error) from None
+            refusal = error
+        try:
+            return await self._acquire(Landlock())
+        except IsolationUnavailableError as error:
+            raise await _explained(refusal) from error
+
+    async def _acquire(self, tier: Tier) -> StationClient:
+        self._tier = tier
+        plan = await anyio.to_thread.run_sync(self._station_plan)
+        return await stations.acquire(self._owner, requests.plan_key(plan), plan)
 
     def _station_plan(self) -> dict[str, Any]:
         """What its station is built from. Tests take walls away here, to see attacks succeed;
         no config field, environment variable or route reaches it."""
-        return requests.station_plan(self._plan, self.config.working_dir)
+        return self._tier.station_plan(self._plan, self._settings_of_process)
 
     async def _spawn(self, request: SpawnRequest) -> Process:
         config = self._settings_of_process
         limits = request.limits or self._limits
-        user = requests.resolve_user(request.user, self._station.facts["root_mode"])
-        fields = requests.station_fields(limits, user, self._station.facts)
+        request = replace(request, cwd=self._place.real(request.cwd))
+        fields = requests.station_fields(limits, self._who(request.user), self._station.facts)
         if request.argv is not None:
             document = requests.command_document(request)
             return await self._station.spawn(self.id, "exec", document, fields, stdin=request.stdin)
@@ -107,8 +128,11 @@ class ProcessSandbox(Sandbox):
         return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)
 
     def _guest_user(self, user: str | int | None) -> int | None:
-        number = requests.resolve_user(user, self._station.facts["root_mode"])[0]
-        return None if number == self._user[0] else number
+        number = self._who(user)[0]
+        return None if number == self._who(None)[0] else number
+
+    def _who(self, user: str | int | None) -> tuple[int, int]:
+        return self._tier.user(user, self._station.facts, self._place)
 
     async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         # A plain run needs no file server.
@@ -116,10 +140,11 @@ class ProcessSandbox(Sandbox):
 
         from ms_enclave.channel.guest import GuestConnection
 
-        document = {"op": "guest", "cwd": self.config.working_dir, "env": dict(self._environment)}
-        facts = self._station.facts
-        who = self._user if user is None else requests.resolve_user(user, facts["root_mode"])
-        fields = requests.station_fields(self._limits, who, facts)
+        document = {
+            "op": "guest", "cwd": self._place.work, "env": dict(self._environment),
+            "moved": self._place.moved,
+        }  # fmt: skip
+        fields = requests.station_fields(self._limits, self._who(user), self._station.facts)
         process, channel = await self._station.spawn_guest(self.id, document, fields)
         await process.abandon()  # its end is heard on the channel; its streams lead nowhere
         stream = await UNIXSocketStream.from_socket(channel)
@@ -152,7 +177,7 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
     """What cannot be had is refused before anything is made.
 
     Raises:
-        IsolationUnavailableError: not Linux, or a tier that this sandbox does not have.
+        IsolationUnavailableError: not Linux.
         CapabilityError: a network, or a life beyond the owner's.
     """
     if sys.platform != "linux":
@@ -162,12 +187,6 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
             f"The process sandbox needs Linux; this is {platform.system() or sys.platform}",
             missing=["linux"],
             remedy=USE_LINUX,
-        )
-    if config.isolation not in (None, "namespace", "best"):
-        raise IsolationUnavailableError(
-            f"The process sandbox has no tier {config.isolation!r}",
-            missing=[config.isolation],
-            remedy="use isolation='namespace'",
         )
     if config.network_enabled:
         raise CapabilityError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
         loop: Loop
         folder: bytes
+        moved: list[tuple[bytes, bytes]]
 
         def send(self, frame: bytes) -> None: ...
         def has_room(self) -> bool: ...
@@ -77,7 +78,11 @@ class Call:
 
     def path(self, name: str = "path") -> bytes:
         """A path in the sandbox's own view; a relative one starts at the working folder."""
-        return os.path.join(self.sender.folder, encode_path(self.text(name)))
+        path = os.path.join(self.sender.folder, encode_path(self.text(name)))
+        for folder, place in self.sender.moved:
+            if path == folder or path.startswith(folder.rstrip(b"/") + b"/"):
+                return place + path[len(folder.rstrip(b"/")) :]
+        return path
 
     # --- sending ---
 

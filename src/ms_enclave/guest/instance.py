@@ -150,7 +150,7 @@ def _serve(request: "Request", channel: int) -> "NoReturn":
         os.chdir(request["cwd"])
     except OSError:
         pass  # closed to this user, as a call with a path below it will say
-    server.serve(channel)
+    server.serve(channel, request.get("moved", ()))
     os._exit(0)
 
 

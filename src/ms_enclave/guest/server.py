@@ -18,7 +18,7 @@ from .loop import READ, WRITE, Cancelled, Loop, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Sequence
 
     from .loop import Steps
     from .protocol import Frame
@@ -38,11 +38,12 @@ for _module in (files, archive, search, programs):
     _OPERATIONS.update(_module.OPERATIONS)
 
 
-def serve(fd: int) -> None:
+def serve(fd: int, moved: Sequence[Sequence[str]] = ()) -> None:
     """Serve the host at the other end of a connected stream socket, until it hangs up.
 
     The descriptor is taken over and closed. Relative paths start where this process is, unless the
-    host's greeting says another folder.
+    host's greeting says another folder. `moved` are folders that the host may name, and where they
+    really are.
     """
     while True:  # programs get 0 to 2 as theirs: what is ours must not be there
         spare = os.open(os.devnull, os.O_RDWR)
@@ -53,7 +54,7 @@ def serve(fd: int) -> None:
     connection.setblocking(False)
     os.set_inheritable(fd, False)
     loop = Loop()
-    server = _Server(connection, loop)
+    server = _Server(connection, loop, moved)
     try:
         server.run()
     finally:
@@ -63,9 +64,12 @@ def serve(fd: int) -> None:
 
 
 class _Server:
-    def __init__(self, connection: _socket.socket, loop: Loop) -> None:
+    def __init__(
+        self, connection: _socket.socket, loop: Loop, moved: Sequence[Sequence[str]]
+    ) -> None:
         self.loop = loop
         self.folder = os.getcwdb()
+        self.moved = [(os.fsencode(name), os.fsencode(place)) for name, place in moved]
         self._connection = connection
         self._decoder = protocol.Decoder()
         self._greeted = False

@@ -38,6 +38,7 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "call",
+    "capabilities",
     "child_events",
     "clone",
     "close_range",
@@ -141,6 +142,12 @@ def pidfd_open(pid: int) -> int:
 
 def prctl(option: int, *arguments: int) -> int:
     return call("prctl", option, *arguments, *[0] * (4 - len(arguments)))
+
+
+def capabilities() -> int:
+    """The effective capabilities of this process, a bit each."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
 
 
 def drop_all_capabilities() -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "ErrorRow",
     "ExitRow",
     "GroupRow",
+    "LandlockPlan",
     "LauncherPlan",
     "Masks",
     "OpenRequest",
@@ -63,8 +64,12 @@ class GroupRow(TypedDict):
 
 
 class Plan(TypedDict):
-    """What a station is built from, whoever reads it. Tuples are lists, as JSON has it."""
+    """What a station is built from, whoever reads it. Tuples are lists, as JSON has it.
 
+    `launcher`: the program, in this folder, that starts it.
+    """
+
+    launcher: str
     launcher_python: str
     station_python: str
     python: list[str]
@@ -102,6 +107,19 @@ class StationPlan(Plan):
     groups: list[GroupRow]
     root_mode: bool
     first_id: int | None
+
+
+class LandlockPlan(StationPlan):
+    """The plan of a station of tier `landlock`, as its launcher completes it.
+
+    `places`: where its folder may be; `scratch`: where it is; `guest`: where the guest is in it.
+    """
+
+    places: list[str]
+    scratch: str
+    guest: str
+    version: int
+    ids: int
 
 
 class BoxLimits(TypedDict):

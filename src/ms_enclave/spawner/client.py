@@ -361,7 +361,15 @@ def send_request(
 def start_error(row: Mapping[str, Any]) -> SandboxStartError | IsolationUnavailableError:
     """The error for a start that failed at a step: what the machine forbids, or anything else."""
     text = f"The station could not start: {row['step']}: {row['text']}"
-    if row["errno"] in (1, 13, 22, 28, 38, 87):  # EPERM EACCES EINVAL ENOSPC ENOSYS EUSERS
+    if row["errno"] in (
+        1,
+        13,
+        22,
+        28,
+        38,
+        87,
+        95,
+    ):  # EPERM EACCES EINVAL ENOSPC ENOSYS EUSERS EOPNOTSUPP
         return IsolationUnavailableError(text, missing=[row["step"]])
     return SandboxStartError(text)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["spawn"]
+__all__ = ["hear", "only", "spawn"]
 
 _PATIENCE = 10.0
 _LOOK = 0.05
@@ -65,15 +65,15 @@ def spawn(
         group.admit(middle)
         os.write(go_write, b"g")
         # Its pid, and that it has given up everything and waits: either may come first.
-        pid = _hear(ours)
-        pid = max(pid, _hear(ours, pid))
+        pid = hear(ours)
+        pid = max(pid, hear(ours, pid))
         os.waitpid(middle, 0)
         if not pid:
             raise OSError(errno.ESRCH, "a new process ended before it was one")
         carrier.check_walls(pid)
         group.settle(pid, slot.outside(user))
         os.write(go_write, b"g")
-        _hear(ours, pid)  # nothing, from an exec that closed its end
+        hear(ours, pid)  # nothing, from an exec that closed its end
     except BaseException:
         for started in (middle, pid):
             if started > 0:
@@ -87,8 +87,8 @@ def spawn(
     return pid
 
 
-def _hear(ours: socket.socket, pid: int = 0) -> int:
-    """A number that the child tells, 0 for its end; raises what it failed with.
+def hear(ours: socket.socket, pid: int = 0) -> int:
+    """A number that the child `pid` tells, 0 for its end; raises what it failed with.
 
     One that is in the slot can be stopped by whoever else is there, and must not stop the station.
     """
@@ -136,7 +136,7 @@ def _enter(
         for kind, pair in limits.items():
             resource.setrlimit(kind, carrier.within(pair, resource.getrlimit(kind)[1]))
         step = "descriptors"
-        go, told = _only(channel, go, told)
+        go, told = only(channel, go, told)
         step = "give up capabilities"
         _give_up(user)
         step = "seccomp"
@@ -151,7 +151,7 @@ def _enter(
         os._exit(125)
 
 
-def _only(channel: int, go: int, told: int) -> tuple[int, int]:
+def only(channel: int, go: int, told: int) -> tuple[int, int]:
     """Keep /dev/null on 0 to 2, the channel on 3, and two of our own that an exec closes."""
     high = [os.dup(descriptor) for descriptor in (channel, go, told)]
     while min(high) < 10:

@@ -1,4 +1,7 @@
-"""Landlock: what no process of a sandbox may do, held a second time by the process itself.
+"""Landlock: what no process of a sandbox may do, held by the process itself.
+
+In the tier `landlock` it is the wall around files and ports (`only_wall`) and, from ABI 6 on, what
+keeps signals in a sandbox (`scope_wall`).
 
 Rules hang on inodes and every process enters a domain of its own, which decides what can be asked
 of it where mount and pid namespaces stand already (`second_wall`):
@@ -18,12 +21,17 @@ its relatives), which is why it is entered last; under hidepid=2 they do not eve
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import struct
 
 from . import _calls as calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "BIND_TCP",
@@ -39,11 +47,13 @@ __all__ = [
     "MAKE_SYM",
     "NEWEST",
     "OLDEST",
+    "PORTS_SINCE",
     "READ_DIR",
     "READ_FILE",
     "REFER",
     "REMOVE_DIR",
     "REMOVE_FILE",
+    "SCOPES_SINCE",
     "SCOPE_ABSTRACT_SOCKETS",
     "SCOPE_SIGNALS",
     "TRUNCATE",
@@ -51,7 +61,9 @@ __all__ = [
     "abi",
     "create_ruleset",
     "known_rights",
+    "only_wall",
     "restrict_self",
+    "scope_wall",
     "second_wall",
 ]
 
@@ -67,7 +79,7 @@ NEWEST = 7
 """The newest ABI that somebody has looked at. A newer kernel is used as if it were this one."""
 
 _RIGHTS = ((1, (1 << 13) - 1), (2, REFER), (3, TRUNCATE), (5, IOCTL_DEV))  # since which ABI
-_PORTS_SINCE, _SCOPES_SINCE = 4, 6
+PORTS_SINCE, SCOPES_SINCE = 4, 6
 _OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _VERSION = 1
 _PATH_BENEATH, _NET_PORT = 1, 2
@@ -109,15 +121,15 @@ def create_ruleset(
     """
     known = known_rights(version)
     header = struct.pack("=Q", handled & known)
-    if version >= _PORTS_SINCE:
+    if version >= PORTS_SINCE:
         header += struct.pack("=Q", handled_ports)
-    if version >= _SCOPES_SINCE:
+    if version >= SCOPES_SINCE:
         header += struct.pack("=Q", scopes)
     ruleset = calls.call("landlock_create_ruleset", header, len(header), 0)
     try:
         for descriptor, rights in paths:
             _allow(ruleset, _PATH_BENEATH, _path_rule(descriptor, rights & handled & known))
-        for port, rights in ports if version >= _PORTS_SINCE else ():
+        for port, rights in ports if version >= PORTS_SINCE else ():
             _allow(ruleset, _NET_PORT, struct.pack("=QQ", rights & handled_ports, port))
     except BaseException:
         os.close(ruleset)
@@ -142,6 +154,37 @@ def restrict_self(ruleset: int) -> None:
     Raises OSError.
     """
     calls.call("landlock_restrict_self", ruleset, 0)
+
+
+def scope_wall(version: int) -> int:
+    """A ruleset that keeps signals and abstract sockets among the processes that enter it together;
+    -1 where the kernel has none.
+
+    Raises OSError.
+    """
+    if version < SCOPES_SINCE:
+        return -1
+    return create_ruleset(version, 0, [], scopes=SCOPE_SIGNALS | SCOPE_ABSTRACT_SOCKETS)
+
+
+def only_wall(version: int, paths: Sequence[tuple[str, int]]) -> int:
+    """The ruleset of a sandbox that has nothing but Landlock around its files: what is not below
+    one of `paths` (path, rights) cannot be opened, made, removed or renamed, and no TCP port used.
+
+    A path that is not there is left out. Raises OSError.
+    """
+    opened: list[int] = []
+    rules: list[tuple[int, int]] = []
+    try:
+        for path, rights in paths:
+            with contextlib.suppress(FileNotFoundError):
+                opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+                rules.append((opened[-1], rights))
+        ports = BIND_TCP | CONNECT_TCP
+        return create_ruleset(version, known_rights(version), rules, handled_ports=ports)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def second_wall(version: int, roots: list[str]) -> int:

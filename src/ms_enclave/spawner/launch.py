@@ -51,7 +51,7 @@ def launch(plan: Mapping[str, Any]) -> Launched:
     try:
         os.write(document, json.dumps(whole).encode())
         os.lseek(document, 0, os.SEEK_SET)
-        program = str(package / "spawner" / "launcher.py")
+        program = str(package / "spawner" / whole["launcher"])
         words = [whole["launcher_python"], "-I", "-S", program]
         process = subprocess.Popen(
             [*words, str(theirs.fileno()), str(document)],

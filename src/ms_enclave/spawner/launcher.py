@@ -33,13 +33,25 @@ if TYPE_CHECKING:
     _P = ParamSpec("_P")
     _T = TypeVar("_T")
 
-__all__ = ["FIRST_ID", "SLOTS", "main"]
+__all__ = [
+    "FIRST_ID",
+    "LOCKS",
+    "RANGE",
+    "SLOTS",
+    "StartError",
+    "be_ordinary",
+    "choose_ids",
+    "id_maps",
+    "main",
+    "remove_group",
+    "step",
+]
 
 FIRST_ID = 300_000
 SLOTS = 1024
-_RANGE = SLOTS * 65536
-_RANGES = (2**32 - FIRST_ID) // _RANGE
-_LOCKS = "/run/ms-enclave/ids"
+RANGE = SLOTS * 65536
+_RANGES = (2**32 - FIRST_ID) // RANGE
+LOCKS = "/run/ms-enclave/ids"
 
 
 class StartError(Exception):
@@ -52,13 +64,13 @@ class StartError(Exception):
 
 def main(control: int, plan_file: int) -> None:
     os.umask(0o022)  # what is made for the sandbox's user must not depend on the caller's
-    _be_ordinary()
+    be_ordinary()
     with open(plan_file, "rb") as file:
         plan: LauncherPlan = json.load(file)
     peer = socket.socket(fileno=control)
     first, lock = -1, -1
     try:
-        first, lock = _choose_ids()
+        first, lock = choose_ids()
         station, groups, ours = _start(plan, control, first)
     except StartError as error:
         peer.send(json.dumps(error.row).encode())
@@ -67,12 +79,12 @@ def main(control: int, plan_file: int) -> None:
     _serve(ours, plan["volumes"], first)
     os.waitpid(station, 0)
     for group in groups:
-        _remove(group.path)
+        remove_group(group.path)
     if lock >= 0:
         os.close(lock)
 
 
-def _be_ordinary() -> None:
+def be_ordinary() -> None:
     """Give up a real-time priority of the caller's: no sandbox may starve the machine, and a
     control group for processor time takes no process that has one."""
     if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR):
@@ -104,7 +116,7 @@ def _start(
         pid, ours = _clone_station(whole, control, first, groups)
     except BaseException:
         for group in groups:
-            _remove(group.path)
+            remove_group(group.path)
         raise
     return pid, groups, ours
 
@@ -112,12 +124,12 @@ def _start(
 def _clone_station(
     plan: StationPlan, control: int, first: int | None, groups: list[cgroups.Hierarchy]
 ) -> tuple[int, socket.socket]:
-    trees = _step("open", root.open_trees, plan) if first is not None else []
+    trees = step("open", root.open_trees, plan) if first is not None else []
     go_read, go_write = os.pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for group in groups:
-        _step("control groups", cgroups.enter, group)
-    pid = _step("clone", calls.clone, calls.EVERY_NAMESPACE)
+        step("control groups", cgroups.enter, group)
+    pid = step("clone", calls.clone, calls.EVERY_NAMESPACE)
     if pid == 0:
         os.close(go_write)
         ours.close()
@@ -127,9 +139,9 @@ def _clone_station(
     os.close(go_read)
     theirs.close()  # ours stays open: its end is how the station learns of the launcher's
     try:
-        _step("id map", _write_map, pid, first)
+        step("id map", _write_map, pid, first)
         for group in groups:
-            _step("control groups", cgroups.seat, group, pid)
+            step("control groups", cgroups.seat, group, pid)
     except BaseException:
         os.close(go_write)
         os.waitpid(pid, 0)
@@ -164,7 +176,7 @@ def _mapped_tree(source: str, user: int, first: int | None) -> int:
 
     Raises OSError: EPERM for a folder of root's, which no sandbox may write as.
     """
-    if first is None or not first <= user < first + _RANGE:
+    if first is None or not first <= user < first + RANGE:
         raise OSError(errno.EINVAL, "not a user of this station")
     tree = calls.open_tree(source, links=False)
     try:
@@ -202,7 +214,7 @@ def _map_of_owner(source: str, owner: os.stat_result, user: int) -> int:
         os.waitpid(pid, 0)
 
 
-def _step(name: str, action: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+def step(name: str, action: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     try:
         return action(*arguments, **named)
     except OSError as error:
@@ -212,24 +224,23 @@ def _step(name: str, action: Callable[_P, _T], *arguments: _P.args, **named: _P.
 # --- identities ---------------------------------------------------------------------------------
 
 
-def _choose_ids() -> tuple[int | None, int]:
+def choose_ids() -> tuple[int | None, int]:
     """The first host id of a range of our own and the lock on it; (None, -1) for a one-id map.
 
     A station never has an outside id 0: started by host root it gets a range from `FIRST_ID` on,
     or it is refused.
     """
-    with open("/proc/self/uid_map") as users, open("/proc/self/gid_map") as groups:
-        maps = [_lines(users.read()), _lines(groups.read())]
+    maps = id_maps()
     if os.geteuid() != 0:
         return None, -1
-    os.makedirs(_LOCKS, 0o700, exist_ok=True)
+    os.makedirs(LOCKS, 0o700, exist_ok=True)
     taken = _subordinate_ids()
     for number in range(_RANGES):
-        first = FIRST_ID + number * _RANGE
-        fits = all(any(a <= first and first + _RANGE <= a + n for a, _, n in m) for m in maps)
-        if not fits or any(a < first + _RANGE and first < a + n for a, n in taken):
+        first = FIRST_ID + number * RANGE
+        fits = all(any(a <= first and first + RANGE <= a + n for a, _, n in m) for m in maps)
+        if not fits or any(a < first + RANGE and first < a + n for a, n in taken):
             continue
-        lock = os.open(f"{_LOCKS}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(f"{LOCKS}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -239,6 +250,12 @@ def _choose_ids() -> tuple[int | None, int]:
     if maps[0][0][1] != 0:  # root of a user namespace, not of the host: its one id is harmless
         return None, -1
     raise StartError("id range", errno.EUSERS, "every range of ids is taken by a station")
+
+
+def id_maps() -> list[list[list[int]]]:
+    """The maps of users and of groups that we are under: inside, outside, how many."""
+    with open("/proc/self/uid_map") as users, open("/proc/self/gid_map") as groups:
+        return [_lines(users.read()), _lines(groups.read())]
 
 
 def _lines(text: str) -> list[list[int]]:
@@ -263,7 +280,7 @@ def _write_map(pid: int, first: int | None) -> None:
         lines = {"uid_map": f"0 {os.geteuid()} 1\n", "gid_map": f"0 {os.getegid()} 1\n"}
         _put(f"/proc/{pid}/setgroups", "deny")
     else:
-        lines = dict.fromkeys(("gid_map", "uid_map"), f"0 {first} {_RANGE}\n")
+        lines = dict.fromkeys(("gid_map", "uid_map"), f"0 {first} {RANGE}\n")
     for name, line in lines.items():
         _put(f"/proc/{pid}/{name}", line)
 
@@ -285,10 +302,10 @@ def _become_station(plan: StationPlan, control: int, life: int, go: int, trees: 
         if os.read(go, 1) != b"g":
             os._exit(125)
         os.close(go)
-        _step("take ids", _take_ids, plan["root_mode"])
+        step("take ids", _take_ids, plan["root_mode"])
         if not plan["root_mode"]:
-            trees = _step("open", root.open_trees, plan)
-        _step("root", root.build, plan, trees)
+            trees = step("open", root.open_trees, plan)
+        step("root", root.build, plan, trees)
         keep = [control, life, *(group["fd"] for group in plan["groups"])]
         for descriptor in keep:
             os.set_inheritable(descriptor, True)
@@ -297,7 +314,7 @@ def _become_station(plan: StationPlan, control: int, life: int, go: int, trees: 
         os.lseek(message, 0, os.SEEK_SET)
         program = f"{root.CODE}/ms_enclave/spawner/station.py"
         words = [plan["station_python"], "-I", "-S", program, str(control), str(life), str(message)]
-        _step("execute the station", os.execve, plan["station_python"], words, {})
+        step("execute the station", os.execve, plan["station_python"], words, {})
     except StartError as error:
         os.write(control, json.dumps(error.row).encode())
     except Exception as error:  # noqa: BLE001 - nobody else would hear of a mistake of ours
@@ -314,7 +331,7 @@ def _take_ids(root_mode: bool) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _remove(path: str) -> None:
+def remove_group(path: str) -> None:
     """Remove a control group whose last process has just died; the kernel needs a moment."""
     deadline = time.monotonic() + 2
     while True:

@@ -17,6 +17,14 @@ from functools import cache
 
 from ._call_numbers import AARCH64, X86_64
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Setting = Literal["carrier", "namespaces", "host", "own_user"]
+    """A carrier, whose calls a station orders; a process in namespaces of its own; one that shares
+    the host's namespaces, as a user of its own, or as the caller."""
+
 __all__ = [
     "ALLOW",
     "ALLOWED",
@@ -29,6 +37,7 @@ __all__ = [
     "TRACE",
     "TRACED",
     "action_of",
+    "checked_calls",
     "compile_filter",
     "filter_for",
 ]
@@ -83,6 +92,42 @@ CHECKED = {
     ),
     "fcntl": (EPERM, ALLOW, [[(1, 0xFFFFFFFF, 1024)], [(1, 0xFFFFFFFF, 1026)]]),  # SETLEASE, NOTIFY
 }  # fmt: skip
+
+# Where the host's namespaces are shared, everything that these reach is the host's: its sockets (an
+# address in a folder is held by no rule of Landlock's), its queues and segments, its processes by
+# their number. A pair of connected sockets reaches nobody, except that a datagram can be sent from
+# one of them to anywhere.
+_SHARED_CHECKED = {
+    **{name: row for name, row in CHECKED.items() if name != "socket"},
+    "socketpair": (ALLOW, EPERM, [[(0, _ALL, 1), (1, 0xF, kind)] for kind in (1, 5)]),
+    "prlimit64": (ALLOW, EPERM, [[(0, _ALL, 0)]]),
+    "setpriority": (ALLOW, EPERM, [[(0, _ALL, which), (1, _ALL, 0)] for which in (0, 1)]),
+    "ioprio_set": (ALLOW, EPERM, [[(0, _ALL, which), (1, _ALL, 0)] for which in (1, 2)]),
+    **{
+        name: (ALLOW, EPERM, [[(0, _ALL, 0)]])
+        for name in (
+            "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
+        )
+    },
+}  # fmt: skip
+
+_SHARED_DENIED = frozenset(
+    """
+    bind connect listen inotify_add_watch mq_getsetattr mq_notify mq_open mq_timedreceive
+    mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl
+    shmdt shmget socket
+    """.split()  # noqa: SIM905
+)
+
+# What changes a file without opening it for writing is held by no rule of Landlock's. A user of the
+# sandbox's own has no files on the host; the caller's has.
+_OWN_USER_DENIED = frozenset(
+    """
+    chmod chown fchmod fchmodat fchmodat2 fchown fchownat file_setattr fremovexattr fsetxattr
+    futimesat lchown lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat utime
+    utimensat utimes
+    """.split()  # noqa: SIM905
+)
 
 TRACED = frozenset({"setns", "unshare", "pidfd_getfd", "capset"})
 """What only the station may make a carrier do; EPERM where there is no station to trace."""
@@ -142,31 +187,41 @@ ALLOWED = frozenset(
 )
 
 
+def checked_calls(setting: Setting) -> dict[str, tuple[int, int, list[list[tuple[int, int, int]]]]]:
+    """The calls whose arguments count: as `CHECKED`."""
+    return _SHARED_CHECKED if setting in ("host", "own_user") else CHECKED
+
+
 def action_of(
-    machine: str, number: int, arguments: tuple[int, ...] = (0,) * 6, *, traced: bool
+    machine: str, number: int, arguments: tuple[int, ...] = (0,) * 6, *, setting: Setting
 ) -> int:
     """What the policy says of one call: the reference that the compiled filter is tested with."""
     names = {known: name for name, known in ARCHITECTURES[machine][1].items()}
     if machine == "x86_64" and number >= _X32:
         return KILL
     name = names.get(number)
-    if name in CHECKED:
-        match, otherwise, alternatives = CHECKED[name]
+    checked = checked_calls(setting)
+    if name in checked:
+        match, otherwise, alternatives = checked[name]
         held = any(
             all(arguments[index] & mask == value for index, mask, value in alternative)
             for alternative in alternatives
         )
         return match if held else otherwise
-    return _plain_action(name, traced)
+    return _plain_action(name, setting)
 
 
-def _plain_action(name: str | None, traced: bool) -> int:
+def _plain_action(name: str | None, setting: Setting) -> int:
+    if setting in ("host", "own_user") and name in _SHARED_DENIED:
+        return EPERM
+    if setting == "own_user" and name in _OWN_USER_DENIED:
+        return EPERM
     if name in ALLOWED:
         return ALLOW
     if name in DENIED:
         return EPERM
     if name in TRACED:
-        return TRACE if traced else EPERM
+        return TRACE if setting == "carrier" else EPERM
     return ENOSYS
 
 
@@ -180,16 +235,16 @@ Instruction = tuple[int, int, int, int]
 
 
 @cache
-def filter_for(*, traced: bool) -> bytes:
-    """The program for this machine. `traced` is for carriers, whose calls a station orders.
+def filter_for(setting: Setting) -> bytes:
+    """The program for this machine.
 
     Raises:
         KeyError: a machine that there is no table for.
     """
-    return compile_filter(platform.machine(), traced=traced)
+    return compile_filter(platform.machine(), setting)
 
 
-def compile_filter(machine: str, *, traced: bool) -> bytes:
+def compile_filter(machine: str, setting: Setting) -> bytes:
     """The policy as an array of `struct sock_filter`, for one machine."""
     audit_number, numbers = ARCHITECTURES[machine]
     code: list[Instruction] = [
@@ -200,7 +255,7 @@ def compile_filter(machine: str, *, traced: bool) -> bytes:
     ]
     if machine == "x86_64":
         code += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, KILL)]
-    for first, last, block in _ranges(numbers, traced):
+    for first, last, block in _ranges(numbers, setting):
         # Ranges come in order, so what is below this one is in none.
         code += [(_JUMP_AT_LEAST, 1, 0, first), (_RETURN, 0, 0, ENOSYS)]
         code += [(_JUMP_GREATER, len(block), 0, last), *block]
@@ -208,11 +263,15 @@ def compile_filter(machine: str, *, traced: bool) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
-def _ranges(numbers: dict[str, int], traced: bool) -> list[tuple[int, int, list[Instruction]]]:
+def _ranges(numbers: dict[str, int], setting: Setting) -> list[tuple[int, int, list[Instruction]]]:
     """Runs of numbers with the same fate, in order, and the code that decides it."""
+    checked = checked_calls(setting)
     found: list[tuple[int, int, list[Instruction]]] = []
     for name, number in sorted(numbers.items(), key=lambda item: item[1]):
-        block = _check(name) if name in CHECKED else [(_RETURN, 0, 0, _plain_action(name, traced))]
+        if name in checked:
+            block = _check(*checked[name])
+        else:
+            block = [(_RETURN, 0, 0, _plain_action(name, setting))]
         if found and found[-1][1] == number - 1 and found[-1][2] == block:
             found[-1] = (found[-1][0], number, block)
         else:
@@ -220,9 +279,10 @@ def _ranges(numbers: dict[str, int], traced: bool) -> list[tuple[int, int, list[
     return found
 
 
-def _check(name: str) -> list[Instruction]:
+def _check(
+    match: int, otherwise: int, alternatives: list[list[tuple[int, int, int]]]
+) -> list[Instruction]:
     """Code that compares arguments: the alternatives one after the other."""
-    match, otherwise, alternatives = CHECKED[name]
     code: list[Instruction] = []
     for alternative in alternatives:
         length = 3 * len(alternative) + 1

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .station import Station
 
-__all__ = ["Zygotes"]
+__all__ = ["ENVIRONMENT", "Zygotes"]
 
 _START_SECONDS = 10.0
 _MOST_SETS = 16
 _IMPORT_DISK = 64 << 20
 _IMPORT_FILES = 1024
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "OPENBLAS_NUM_THREADS": "1",
@@ -125,7 +125,7 @@ class Zygotes:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             calls.set_seccomp(self.traced_filter)
             words = self._words("zygote")
-            os.execve(words[0], words, _ENVIRONMENT)
+            os.execve(words[0], words, ENVIRONMENT)
         finally:
             os._exit(125)
 
@@ -145,7 +145,7 @@ class Zygotes:
             self.start()  # it was killed
         if self.bare is None:
             return cold.spawn(
-                self._words("cold"), _ENVIRONMENT, place, channel, user, group, limits,
+                self._words("cold"), ENVIRONMENT, place, channel, user, group, limits,
                 self.plain_filter, self.station.processors,
             )  # fmt: skip
         source = self.bare

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import ms_enclave
 from ms_enclave.spawner import seccomp
 
+SETTINGS: tuple[seccomp.Setting, ...] = ("carrier", "namespaces", "host", "own_user")
 MACHINES = sorted(seccomp.ARCHITECTURES)
 INTERESTING = [0, 1, 2, 8, 9, 10, 16, 17, 40, 0x5412, 0x541C, 1024, 1026, 0x40000, 0x10000000,
                0x7E020000, 0o060644, 0o100644, 0xFFFFFFFF]  # fmt: skip
@@ -57,32 +58,32 @@ def interpret(program: bytes, number: int, audit: int, values: tuple[int, ...]) 
             return constant
 
 
-@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("machine", MACHINES)
 @settings(max_examples=600, deadline=None)
 @given(number=st.integers(0, 600) | st.integers(0, 2**32 - 1), values=arguments)
 def test_the_program_does_what_the_policy_says(
-    machine: str, traced: bool, number: int, values: tuple[int, ...]
+    machine: str, setting: seccomp.Setting, number: int, values: tuple[int, ...]
 ) -> None:
-    program = seccomp.compile_filter(machine, traced=traced)
+    program = seccomp.compile_filter(machine, setting)
     audit, _ = seccomp.ARCHITECTURES[machine]
-    expected = seccomp.action_of(machine, number, values, traced=traced)
+    expected = seccomp.action_of(machine, number, values, setting=setting)
     assert interpret(program, number, audit, values) == expected
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_number_does_what_the_policy_says(machine: str) -> None:
-    program = seccomp.compile_filter(machine, traced=True)
+    program = seccomp.compile_filter(machine, "carrier")
     audit, _ = seccomp.ARCHITECTURES[machine]
     for number in range(1200):
         for values in ((0,) * 6, (2**64 - 1,) * 6):
-            expected = seccomp.action_of(machine, number, values, traced=True)
+            expected = seccomp.action_of(machine, number, values, setting="carrier")
             assert interpret(program, number, audit, values) == expected
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_architecture_ends_the_program(machine: str) -> None:
-    program = seccomp.compile_filter(machine, traced=True)
+    program = seccomp.compile_filter(machine, "carrier")
     audit, _ = seccomp.ARCHITECTURES[machine]
     for other in (0x40000003, 0x40000028, audit ^ 1):
         assert interpret(program, 1, other, (0,) * 6) == seccomp.KILL
@@ -97,7 +98,7 @@ def test_the_lists_do_not_overlap_and_every_name_has_a_number() -> None:
 
 def test_it_is_small_enough_for_the_kernel() -> None:
     for machine in MACHINES:
-        assert len(seccomp.compile_filter(machine, traced=True)) // 8 <= 4096
+        assert len(seccomp.compile_filter(machine, "carrier")) // 8 <= 4096
 
 
 HIGH_BITS = [
@@ -129,7 +130,7 @@ def test_arguments_are_compared_as_the_kernel_takes_them(
     name: str, values: tuple[int, ...], expected: int
 ) -> None:
     audit, numbers = seccomp.ARCHITECTURES["x86_64"]
-    program = seccomp.compile_filter("x86_64", traced=True)
+    program = seccomp.compile_filter("x86_64", "carrier")
     assert interpret(program, numbers[name], audit, values) == expected
 
 
@@ -145,7 +146,7 @@ class _Compare(ctypes.Structure):
 MASKED_EQUAL = 7
 
 
-def reference(path: Path, *, traced: bool) -> bytes:
+def reference(path: Path, setting: seccomp.Setting) -> bytes:
     """The same policy, compiled by libseccomp."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
@@ -164,13 +165,14 @@ def reference(path: Path, *, traced: bool) -> bytes:
         )
         assert done == 0, (name, done)
 
+    compared_calls = seccomp.checked_calls(setting)
     for name in numbers:
-        if name in seccomp.CHECKED:
-            match, _, alternatives = seccomp.CHECKED[name]
+        if name in compared_calls:
+            match, _, alternatives = compared_calls[name]
             for alternative in alternatives:
                 add(match, name, *alternative)
         else:
-            action = seccomp.action_of("x86_64", numbers[name], traced=traced)
+            action = seccomp.action_of("x86_64", numbers[name], setting=setting)
             if action == seccomp.TRACE:
                 action = 0x7FF00000
             if action != seccomp.ENOSYS:
@@ -181,22 +183,25 @@ def reference(path: Path, *, traced: bool) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for the machine it runs on")
-def test_libseccomp_makes_the_same_of_the_same_policy(tmp_path: Path, traced: bool) -> None:
+def test_libseccomp_makes_the_same_of_the_same_policy(
+    tmp_path: Path, setting: seccomp.Setting
+) -> None:
     """Wherever a call has no argument rule the two agree for every number; where it has one, on
     the alternatives (what libseccomp does in the other case is its default, not ours)."""
-    theirs = reference(tmp_path / "reference.bpf", traced=traced)
-    ours = seccomp.compile_filter("x86_64", traced=traced)
+    theirs = reference(tmp_path / "reference.bpf", setting)
+    ours = seccomp.compile_filter("x86_64", setting)
     audit, numbers = seccomp.ARCHITECTURES["x86_64"]
-    checked = {numbers[name]: name for name in seccomp.CHECKED if name in numbers}
+    compared_calls = seccomp.checked_calls(setting)
+    checked = {numbers[name]: name for name in compared_calls if name in numbers}
     samples = [(0,) * 6, *((value,) * 6 for value in INTERESTING)]
     for number in range(600):
         for values in samples:
             mine = interpret(ours, number, audit, values)
             other = interpret(theirs, number, audit, values)
             if number in checked:
-                match = seccomp.CHECKED[checked[number]][0]
+                match = compared_calls[checked[number]][0]
                 assert (mine == match) == (other == match), (checked[number], values)
             else:
                 assert mine == other, (number, values)
@@ -212,7 +217,7 @@ def said(number, *arguments):
     result = libc.syscall(number, *[ctypes.c_long(value) for value in arguments])
     return errno.errorcode[ctypes.get_errno()] if result == -1 else "ok"
 if sys.argv[2] == "filtered":
-    _calls.set_seccomp(seccomp.filter_for(traced=False))
+    _calls.set_seccomp(seccomp.filter_for("namespaces"))
 """
 
 ORDINARY = """

@@ -1,0 +1,496 @@
+"""The station of tier `landlock`: the same requests and events, for sandboxes without namespaces.
+
+Started by `landlock_launcher`. What differs from the other station is where a sandbox is and how
+its processes are made: it is a folder and a keeper (see `keeper`), and every process is an
+interpreter of its own that goes behind its walls before it executes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import time
+
+from . import _calls as calls
+from . import cold, keeper, landlock, station, survey, tracer, zygote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from resource import struct_rusage
+    from typing import Any
+
+    from ._shapes import (
+        Answer,
+        BindRow,
+        BoxRequest,
+        LandlockPlan,
+        OpenRequest,
+        ResourceLimits,
+        SpawnRequest,
+        User,
+    )
+    from .cgroups import Figures, Group
+    from .slot import Slot, Store
+
+__all__ = ["LandlockStation", "Yard"]
+
+_PACKET = 1 << 16
+_OPEN_SECONDS = 10.0
+_END_SECONDS = 8.0
+_LOOK = 0.05
+_FOLDERS = ("work", "tmp")
+_READ = landlock.EXECUTE | landlock.READ_FILE | landlock.READ_DIR
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_USE_DEVICE = landlock.READ_FILE | landlock.WRITE_FILE | landlock.IOCTL_DEV
+_STORE = (
+    _READ | landlock.WRITE_FILE | landlock.TRUNCATE | landlock.REFER
+    | landlock.MAKE_DIR | landlock.MAKE_REG | landlock.MAKE_SOCK | landlock.MAKE_FIFO
+    | landlock.MAKE_SYM | landlock.REMOVE_DIR | landlock.REMOVE_FILE
+)  # fmt: skip
+_SHARE = (
+    landlock.READ_FILE | landlock.WRITE_FILE | landlock.TRUNCATE | landlock.MAKE_REG
+    | landlock.REMOVE_FILE | landlock.REFER
+)  # fmt: skip
+_SERVANTS = 2
+"""A sandbox's processes that are ours: its keeper and its door."""
+
+
+class Yard:
+    """Where a sandbox is: its folder on the host, its user, and the two processes that serve it.
+
+    It is to the station what a slot is, and the store, too.
+    """
+
+    first_id = None
+    layered = False
+
+    def __init__(
+        self, number: int, folder: str, user: User, disk: int, inodes: int,
+        line: socket.socket, orders: socket.socket,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.folder = folder
+        self.user = user
+        self.disk = disk
+        self.inodes = inodes
+        self.line = line
+        self.orders = orders
+        self.init = 0
+        self.door = 0
+        self.used = self.files = 0
+        self.used_before: dict[int, int] = {}
+
+    def members(self) -> survey.Members:
+        return survey.descendants(self.init, self.door)
+
+    def outside(self, _user: User) -> int:
+        """0: whoever made this station may also move its processes between its groups."""
+        return 0
+
+    def full(self) -> bool:
+        """Whether more is stored than may be."""
+        return self.used >= self.disk or self.files >= self.inodes
+
+    def close(self) -> None:
+        self.line.close()
+        self.orders.close()
+
+
+class _Usage:
+    """What a keeper tells of a process that it has reaped, named as in `struct_rusage`."""
+
+    def __init__(self, user: float = 0.0, system: float = 0.0, memory: int = 0) -> None:
+        self.ru_utime = user
+        self.ru_stime = system
+        self.ru_maxrss = memory
+
+
+class LandlockStation(station.Station):
+    """A station whose sandboxes are yards."""
+
+    def __init__(self, control: int, life: int, plan: LandlockPlan) -> None:
+        self.walls = plan
+        self.own_user = plan["first_id"] is not None
+        self.child_events = -1
+        self.ends = select.epoll()
+        self.yards: dict[int, Yard] = {}  # by the descriptor of its line
+        self.cleaners: dict[int, Yard] = {}
+        self.users: set[int] = set()
+        self.made = 0
+        self.program = bytes.fromhex(plan["filter"])
+        super().__init__(control, life, plan)
+
+    def make_zygotes(self) -> zygote.Zygotes:
+        return _Doors(self)
+
+    def describe(self) -> dict[str, object]:
+        return {
+            **super().describe(),
+            "root_mode": self.own_user,
+            "landlock": self.walls["version"],
+        }
+
+    def inner_user(self, wanted: list[int]) -> User:
+        """There is one user to a sandbox, whoever is wanted."""
+        return (wanted[0], wanted[1])
+
+    # --- hearing --------------------------------------------------------------------------------
+
+    def listen(self) -> int:
+        self.child_events = calls.child_events()
+        self.ends.register(self.child_events, select.EPOLLIN)
+        return self.ends.fileno()
+
+    def drain(self) -> None:
+        for descriptor, _ in self.ends.poll(0):
+            if descriptor in self.yards:
+                self.hear(self.yards[descriptor])
+        try:
+            os.read(self.child_events, 4096)
+        except BlockingIOError:
+            return
+
+    def hear(self, yard: Yard) -> None:
+        """Take everything that a keeper has said."""
+        while True:
+            try:
+                data = yard.line.recv(_PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self.deafen(yard)
+                return
+            self.take(yard, json.loads(data))
+
+    def deafen(self, yard: Yard) -> None:
+        """Its keeper is gone or going; the end of the process says the rest."""
+        if self.yards.pop(yard.line.fileno(), None) is not None:
+            self.ends.unregister(yard.line)
+
+    def take(self, yard: Yard, row: dict[str, Any]) -> None:
+        if "door" in row:
+            yard.door = row["door"]
+        elif "ended" in row:
+            process = self.by_pid.pop(row["ended"], None)
+            if process is not None:
+                usage = _Usage(row["user"], row["system"], row["memory"])
+                self.ended(process, row["status"], usage)  # pyright: ignore[reportArgumentType]
+        elif "bytes" in row:
+            yard.used, yard.files = row["bytes"], row["files"]
+            if yard.full():
+                self.stop_storing(yard)
+
+    def stop_storing(self, yard: Yard) -> None:
+        """End the runs that have stored more than they may; not one that only finds it full."""
+        box = self.by_init.get(yard.init)
+        for process in list(box.processes.values()) if box is not None else ():
+            if not process.ended and yard.used > yard.used_before.get(process.number, 0):
+                self.kill_run(process, "disk_limit")
+
+    # --- sandboxes ------------------------------------------------------------------------------
+
+    def do_open(self, request: OpenRequest, _descriptors: list[int]) -> Answer:
+        limits = request["limits"]
+        group = self.groups.group(request["box"])
+        try:
+            group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
+            yard = self.make_yard(limits["disk"], limits["inodes"])
+        except BaseException:
+            self.let_go(group)
+            raise
+        place: Slot = yard  # pyright: ignore[reportAssignmentType] - what the loop asks of a slot
+        store: Store = yard  # pyright: ignore[reportAssignmentType]
+        box = station.Box(request["box"], place, store, group)
+        self.boxes[box.name] = box
+        self.by_init[yard.init] = box
+        folders = {name: f"{yard.folder}/{name}" for name in _FOLDERS}
+        return {"ok": {"init": yard.init, "layered": False, "user": yard.user[0], **folders}}
+
+    def make_yard(self, disk: int, inodes: int) -> Yard:
+        """A new folder with a keeper. Raises OSError, and then nothing of it is left."""
+        if not self.free_numbers:
+            raise OSError(errno.EUSERS, "this station has no room for one more sandbox")
+        number = self.free_numbers.pop()
+        user = self.take_user()
+        self.made += 1
+        folder = f"{self.walls['scratch']}/{self.made}"
+        line, far_line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        orders, far_orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        yard = Yard(number, folder, user, disk, inodes, line, orders)
+        rules = -1
+        try:
+            self.make_folder(yard)
+            rules = landlock.only_wall(self.walls["version"], self.paths(yard))
+            place = keeper.Place(
+                folder, user, self.own_user, rules, self.program, self.walls["version"],
+                disk, inodes,
+            )  # fmt: skip
+            me = os.getpid()
+            yard.init = calls.clone(0)
+            if yard.init == 0:
+                keeper.keep(place, me, far_line.fileno(), far_orders.fileno())
+            self.await_door(yard, far_line)
+        except BaseException:
+            if yard.init:
+                tracer.kill(yard.init)
+            yard.close()
+            self.forget_yard(yard)
+            self.free_numbers.add(number)
+            raise
+        finally:
+            far_line.close()
+            far_orders.close()
+            if rules >= 0:
+                os.close(rules)
+        self.yards[line.fileno()] = yard
+        self.ends.register(line, select.EPOLLIN)
+        return yard
+
+    def await_door(self, yard: Yard, far_line: socket.socket) -> None:
+        """The keeper stands, and says so. Raises OSError with what it failed with."""
+        far_line.close()
+        if not select.select([yard.line], [], [], _OPEN_SECONDS)[0]:
+            raise OSError(errno.ETIMEDOUT, "a sandbox's keeper did not start")
+        row = json.loads(yard.line.recv(_PACKET) or b'{"failed": "it ended"}')
+        if "failed" in row:
+            raise OSError(errno.EPERM, f"a sandbox's keeper: {row['failed']}")
+        yard.door = row["door"]
+
+    def take_user(self) -> User:
+        """A user of the host that no other sandbox is; ourselves where we cannot become another.
+
+        Anywhere in the range, so that two containers with a range each hardly meet.
+        """
+        first = self.walls["first_id"]
+        if first is None:
+            return os.geteuid(), os.getegid()
+        while True:
+            number = first + secrets.randbelow(self.walls["ids"])
+            if number not in self.users:
+                self.users.add(number)
+                return number, number
+
+    def make_folder(self, yard: Yard) -> None:
+        for path in (yard.folder, *(f"{yard.folder}/{name}" for name in _FOLDERS)):
+            os.mkdir(path, 0o700)
+            if self.own_user:
+                os.chown(path, *yard.user)
+
+    def paths(self, yard: Yard) -> list[tuple[str, int]]:
+        """What the sandbox's processes may do where."""
+        found = [(bind["source"], _rights(bind)) for bind in self.plan["binds"]]
+        found += [
+            (os.path.dirname(self.walls["guest"]), _READ),
+            ("/proc", landlock.READ_FILE | landlock.READ_DIR),
+        ]
+        found += [(f"/dev/{name}", _USE_DEVICE) for name in _DEVICES]
+        found += [(f"{yard.folder}/{name}", _STORE) for name in _FOLDERS]
+        if self.own_user:  # the caller's own would be somebody else's there
+            found.append(("/dev/shm", _SHARE))
+        return found
+
+    def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"ok": {}}
+        box.closing = request["q"]
+        yard = self.yard_of(box)
+        self.hear(yard)
+        yard.line.shutdown(socket.SHUT_WR)
+        return None
+
+    def yard_of(self, box: station.Box) -> Yard:
+        yard: Any = box.slot
+        return yard
+
+    def closed(self, box: station.Box) -> None:
+        """Its keeper is reaped; one that was killed has left the rest to us."""
+        yard = self.yard_of(box)
+        self.hear(yard)
+        self.deafen(yard)
+        for process in [process for process in box.processes.values() if not process.ended]:
+            self.by_pid.pop(process.pid, None)
+            usage: struct_rusage = _Usage()  # pyright: ignore[reportAssignmentType]
+            self.ended(process, signal.SIGKILL, usage)
+        self.kill_strangers()
+        self.forget_yard(yard)
+        super().closed(box)
+
+    def kill_strangers(self) -> None:
+        """Kill those of our children that are nobody's: what descends from a killed keeper."""
+        mine = set(self.by_init) | set(self.cleaners)
+
+        def look() -> survey.Members:
+            found: survey.Members = {}
+            for pid in survey.children_of(os.getpid()) - mine:
+                found |= {pid: [], **survey.descendants(pid)}
+            return found
+
+        survey.stop_and_kill(look)
+
+    def forget_yard(self, yard: Yard) -> None:
+        """Remove a yard's folder: as its user, if there is anything in it."""
+        self.users.discard(yard.user[0])
+        for name in _FOLDERS:
+            try:
+                os.rmdir(f"{yard.folder}/{name}")
+            except OSError:
+                break
+        try:
+            os.rmdir(yard.folder)
+        except OSError:
+            self.clean(yard)
+
+    def clean(self, yard: Yard) -> None:
+        pid = calls.clone(0)
+        if pid == 0:
+            try:
+                keeper.take_user(yard.user if self.own_user else None)
+                keeper.clean(yard.folder, yard.user[0] if self.own_user else None)
+            finally:
+                os._exit(0)
+        self.cleaners[pid] = yard
+
+    def cleaned(self, pid: int) -> None:
+        yard = self.cleaners.pop(pid, None)
+        if yard is not None:
+            try:
+                os.rmdir(yard.folder)
+            except OSError:
+                return  # the launcher removes what is left
+
+    def end_everything(self) -> None:
+        """End every sandbox and wait, within bounds, until it is gone with its files."""
+        for box in list(self.boxes.values()):
+            self.yard_of(box).close()
+        deadline = time.monotonic() + _END_SECONDS
+        waited = {*self.by_init, *self.cleaners}
+        while waited and time.monotonic() < deadline:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            waited.discard(pid)
+            if pid == 0:
+                signal.sigtimedwait({signal.SIGCHLD}, _LOOK)
+        survey.stop_and_kill(lambda: survey.descendants(os.getpid()))
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer:
+        box = self.boxes.get(request["box"])
+        if box is not None:
+            yard = self.yard_of(box)
+            self.hear(yard)
+            yard.used_before[request["process"]] = yard.used
+            if request["kind"] != "guest":
+                self.tell_begun(yard)
+        return super().do_spawn(request, descriptors)
+
+    @staticmethod
+    def tell_begun(yard: Yard) -> None:
+        try:
+            yard.line.send(b"begun", socket.MSG_DONTWAIT)
+        except OSError:
+            return  # a keeper that is gone, which the loop will hear of
+
+    def limit_hit(
+        self, process: station.Process, status: int, usage: struct_rusage, figures: Figures
+    ) -> str | None:
+        self.yard_of(process.box).used_before.pop(process.number, None)
+        return super().limit_hit(process, status, usage, figures)
+
+
+class _Doors(zygote.Zygotes):
+    """Starts processes: each is made by its sandbox's door and becomes a new interpreter."""
+
+    station: LandlockStation
+
+    def __init__(self, owner: LandlockStation) -> None:
+        super().__init__(owner)
+        self.reason = "without namespaces a new interpreter is started each time"
+
+    def spawn(
+        self, request: SpawnRequest, place: Slot, channel: int, user: User, group: Group,
+        limits: ResourceLimits,
+    ) -> int:  # fmt: skip
+        yard: Any = place
+        del user
+        words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
+        words += [f"{self.station.walls['guest']}/boot.py", "cold"]
+        order = {"words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard)}
+        return _spawn(yard, json.dumps(order).encode(), channel, group)
+
+    def limits(self, limits: ResourceLimits, yard: Yard) -> ResourceLimits:
+        """The kernel counts a user's processes on the whole machine: ours are two more, and where
+        the user is the caller, so is everything else that runs as him."""
+        most = limits[6][0] + (_SERVANTS if self.station.own_user else _tasks_of(yard.user[0]))
+        return {**limits, 6: (most, most)}
+
+    def ended(self, pid: int) -> None:
+        self.station.cleaned(pid)
+
+
+def _rights(bind: BindRow) -> int:
+    return _STORE if bind["writable"] else _READ
+
+
+def _spawn(yard: Yard, order: bytes, channel: int, group: Group) -> int:
+    """Let the door make a process; returns its pid. Raises OSError, and then nothing is left."""
+    go_read, go_write = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = 0
+    try:
+        socket.send_fds(
+            yard.orders, [order], [channel, theirs.fileno(), go_read], socket.MSG_DONTWAIT
+        )
+        theirs.close()
+        pid = cold.hear(ours, yard.door)
+        if not pid:
+            raise OSError(errno.ESRCH, "a new process ended before it was one")
+        group.admit(pid)
+        os.write(go_write, b"g")
+        cold.hear(ours, pid)
+        _check_walls(pid, yard)
+        group.settle(pid, 0)
+        os.write(go_write, b"g")
+        cold.hear(ours, pid)  # nothing, from an exec that closed its end
+    except BaseException:
+        if pid:
+            os.kill(pid, signal.SIGKILL)  # still there: the keeper reaps only when we listen
+        raise
+    finally:
+        ours.close()
+        theirs.close()
+        os.close(go_read)
+        os.close(go_write)
+    return pid
+
+
+def _check_walls(pid: int, yard: Yard) -> None:
+    """Read from outside what a process that is about to run still has; raise if it is anything."""
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        rows = dict(line.split(b":\t", 1) for line in file.read().splitlines() if b":\t" in line)
+    held = [n for n in (b"CapInh", b"CapPrm", b"CapEff", b"CapAmb") if int(rows[n], 16)]
+    users = {int(word) for word in rows[b"Uid"].split()}
+    if held or users != {yard.user[0]} or rows[b"NoNewPrivs"] != b"1" or rows[b"Seccomp"] != b"2":
+        raise tracer.TraceError(f"{pid} would have run as {users} with {held}")
+
+
+def _tasks_of(user: int) -> int:
+    """How many processes and threads a user has on the machine."""
+    count = 0
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue  # it has just gone
+    return count
