@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ms_enclave.bench.run import Measured
     from ms_enclave.bench.table import Row
 
-__all__ = ["SCHEMA", "amount", "as_data", "missed", "show"]
+__all__ = ["SCHEMA", "amount", "as_data", "missed", "missed_of", "show"]
 
 SCHEMA = 1
 """Goes up when what `--json` prints changes its meaning."""
@@ -30,9 +30,13 @@ _COLOURS = {
 
 def missed(measured: Measured, slack: float) -> list[str]:
     """The promises that `--check` complains about, in words."""
+    return [text for row in measured.rows for text in missed_of(measured, row, slack)]
+
+
+def missed_of(measured: Measured, row: Row, slack: float) -> list[str]:
+    """Those of one row."""
     return [
         f"{line.figure.name}: {_measured_of(line)}, promised {_target_of(line)}"
-        for row in measured.rows
         for line in measured.lines(row)
         if line.standing(slack) is Standing.MISSED
     ]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Measured", "measure"]
 
+_MORE_ROUNDS = 3
+
 
 @dataclass
 class Measured:
@@ -48,13 +50,17 @@ class Measured:
 
 
 async def measure(
-    rows: Sequence[Row], scale: Scale, told: Callable[[str, int, int], object]
+    rows: Sequence[Row],
+    scale: Scale,
+    told: Callable[[str, int, int], object],
+    doubted: Callable[[Measured, Row], bool] | None = None,
 ) -> Measured:
     """Measure these rows; `told` hears of each step: its name, its number, and of how many.
 
     Every round measures every row, so that a machine that becomes slower meanwhile does so for
-    all of them. The first round only warms up. A row that fails is not measured again. Raises what
-    the start of a sandbox raises.
+    all of them. The first round only warms up. Rows that are `doubted` in the end get up to three
+    rounds more, because another program on the machine may have been the reason. A row that fails
+    is not measured again. Raises what the start of a sandbox raises.
     """
     measured = Measured(list(rows), scale)
     ready = [row for row in rows if _has_what_it_needs(row, measured)]
@@ -72,6 +78,11 @@ async def measure(
             told(row.name if number else f"{row.name} (warming up)", done, len(steps))
             if row.name not in measured.failed:
                 await _round(context, row, measured, warming_up=number == 0)
+        for _ in range(_MORE_ROUNDS if doubted else 0):
+            for row in [row for row in ready if doubted and doubted(measured, row)]:
+                told(f"{row.name} (once more)", len(steps), len(steps))
+                if row.name not in measured.failed:
+                    await _round(context, row, measured, warming_up=False)
     told("done", len(steps), len(steps))
     return measured
 

@@ -54,7 +54,7 @@ def bench(
 
     rows = _choose(only or [])
     facts = machine.look()
-    measured = _measure(rows, _scale(rounds, quick))
+    measured = _measure(rows, _scale(rounds, quick), slack if check else None)
     if json:
         from json import dumps
 
@@ -93,11 +93,13 @@ def _scale(rounds: int | None, quick: bool) -> Scale:
     return scale if rounds is None else replace(scale, rounds=rounds)
 
 
-def _measure(rows: Sequence[Row], scale: Scale) -> Measured:
+def _measure(rows: Sequence[Row], scale: Scale, slack: float | None) -> Measured:
+    """With a slack, what is missed is measured again."""
     import anyio
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ms_enclave.bench import report
     from ms_enclave.bench.run import measure
 
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -107,10 +109,13 @@ def _measure(rows: Sequence[Row], scale: Scale) -> Measured:
     ) as bar:
         task = bar.add_task("")
 
+        def missed(measured: Measured, row: Row) -> bool:
+            return bool(report.missed_of(measured, row, slack or 0.0))
+
         def told(step: str, done: int, total: int) -> None:
             bar.update(task, description=step, completed=done, total=total, refresh=True)
 
-        return anyio.run(measure, rows, scale, told)
+        return anyio.run(measure, rows, scale, told, None if slack is None else missed)
 
 
 def _draw(path: str, measured: Measured, facts: Machine) -> None:
