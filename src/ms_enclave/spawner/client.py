@@ -14,9 +14,7 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -36,18 +34,6 @@ _START_SECONDS = 20.0
 _END_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
-
-_open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    """A forked child must not keep its parent's stations alive by holding their sockets."""
-    for opened in list(_open_sockets):
-        opened.close()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class StationClient:
@@ -101,7 +87,6 @@ class StationClient:
         self._launched = None
         self._launcher = launched.process
         self._notes = launched.notes
-        _open_sockets.add(launched.control)
         self._socket = launched.control
         return launched.control
 

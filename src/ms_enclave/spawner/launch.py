@@ -11,6 +11,8 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,18 @@ class Launched:
 
 
 _ahead: dict[str, Launched] = {}
+_open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked child must not keep its parent's stations alive by holding their sockets."""
+    _ahead.clear()
+    for opened in list(_open_sockets):
+        opened.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def launch(plan: Mapping[str, Any]) -> Launched:
@@ -71,6 +85,7 @@ def launch(plan: Mapping[str, Any]) -> Launched:
         theirs.close()
         os.close(document)
     ours.setblocking(False)
+    _open_sockets.add(ours)
     return Launched(ours, process, notes)
 
 
