@@ -15,7 +15,7 @@ NOTHING = shutil.which("true")
 
 @pytest.mark.skipif(NOTHING is None, reason="there is no `true` here")
 def test_a_forked_child_does_not_keep_a_launcher_alive_that_it_never_took() -> None:
-    launch.launch_ahead("a plan", {"launcher_python": NOTHING})
+    launch.launch_ahead("a plan", {"launcher_python": NOTHING, "launcher": "launcher.py"})
     heard, said = os.pipe()
     child = os.fork()
     if child == 0:
@@ -35,7 +35,7 @@ def test_a_forked_child_does_not_keep_a_launcher_alive_that_it_never_took() -> N
 
 @pytest.mark.skipif(NOTHING is None, reason="there is no `true` here")
 def test_the_line_ends_in_a_forked_child() -> None:
-    started = launch.launch({"launcher_python": NOTHING})
+    started = launch.launch({"launcher_python": NOTHING, "launcher": "launcher.py"})
     number = started.control.fileno()
     child = os.fork()
     if child == 0:
