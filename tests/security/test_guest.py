@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
@@ -28,6 +29,22 @@ async def test_a_program_that_kills_the_guest_loses_nothing_but_a_call() -> None
             except ConnectionResetError:
                 assert await box.files.read("kept") == b"content"
             assert box.status == "running"
+
+
+async def test_a_program_that_stops_the_guest_makes_a_call_no_more_than_late() -> None:
+    async with ProcessSandbox() as box:
+        await box.files.write("kept", "content")
+        await box.run_code("import os, signal; os.kill(-1, signal.SIGSTOP)")
+        with anyio.fail_after(30):
+            assert await box.files.read("kept") == b"content"
+        await box.files.write("long", b"x" * 20_000_000)
+        chunks = box.files.read_stream("long")
+        got = len(await anext(chunks))
+        await box.run_code("import os, signal; os.kill(-1, signal.SIGSTOP)")
+        with anyio.fail_after(30):
+            async for chunk in chunks:
+                got += len(chunk)
+        assert got == 20_000_000
 
 
 async def test_a_program_that_writes_into_the_guests_memory_gets_nothing_out_of_it() -> None:

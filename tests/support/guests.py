@@ -13,7 +13,7 @@ import sys
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -107,11 +107,11 @@ async def stream_over(connected: socket.socket) -> anyio.abc.SocketStream:
 
 
 @asynccontextmanager
-async def hostile_guest() -> AsyncGenerator[tuple[GuestConnection, socket.socket]]:
+async def hostile_guest(**settings: Any) -> AsyncGenerator[tuple[GuestConnection, socket.socket]]:
     """A connection that is not greeted yet, and the guest's end of it, to send anything through."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    connection = GuestConnection(await stream_over(ours))
+    connection = GuestConnection(await stream_over(ours), **settings)
     try:
         yield connection, theirs
     finally:

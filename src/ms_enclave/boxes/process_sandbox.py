@@ -8,6 +8,7 @@ what a machine lacks is explained by `_process_probe`.
 from __future__ import annotations
 
 import platform
+import signal
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -140,15 +141,20 @@ class ProcessSandbox(Sandbox):
 
         from ms_enclave.channel.guest import GuestConnection
 
+        station = self._station
         document = {
             "op": "guest", "cwd": self._place.work, "env": dict(self._environment),
             "moved": self._place.moved,
         }  # fmt: skip
-        fields = requests.station_fields(self._limits, self._who(user), self._station.facts)
-        process, channel = await self._station.spawn_guest(self.id, document, fields)
+        fields = requests.station_fields(self._limits, self._who(user), station.facts)
+        process, channel = await station.spawn_guest(self.id, document, fields)
         await process.abandon()  # its end is heard on the channel; its streams lead nowhere
         stream = await UNIXSocketStream.from_socket(channel)
-        connection = GuestConnection(stream, working_dir=self.config.working_dir)
+        connection = GuestConnection(
+            stream,
+            working_dir=self.config.working_dir,
+            wake=lambda: station.ask("signal", process=process.number, signal=signal.SIGCONT),
+        )
         try:
             await connection.connect()
         except BaseException:

@@ -21,7 +21,7 @@ from ms_enclave.errors import SandboxLostError
 from ms_enclave.guest import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from anyio.abc import ByteStream
 
@@ -36,6 +36,9 @@ _OUT_HIGH = 1 << 18
 """Bytes that may wait to be sent before whoever sends data has to wait."""
 
 _END_SECONDS = 1.0
+
+_PATIENCE = 1.0
+"""Seconds of silence, while something is asked of a guest, after which it is woken."""
 
 _EVENTS = 16
 """Events that a call may have waiting; programs have three in all."""
@@ -242,9 +245,15 @@ class Connection:
     `open` starts it and `aclose` ends it, in any order with calls under way: those fail with
     `SandboxLostError`. Two tasks of its own move the bytes, so that a call that is cancelled half
     way never leaves half a frame behind.
+
+    Args:
+        wake: called each second in which a guest that is asked for something says nothing. A
+            program may have stopped it (SIGSTOP).
     """
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(
+        self, stream: ByteStream, wake: Callable[[], Coroutine[Any, Any, object]] | None = None
+    ) -> None:
         self.room = _News()
         self.greeting: dict[str, Any] | None = None
         self._stream = stream
@@ -259,6 +268,10 @@ class Connection:
         self._news = _News()
         self._failure: SandboxLostError | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._wake = wake
+        self._alarm: asyncio.TimerHandle | None = None
+        self._waking: asyncio.Task[object] | None = None
+        self._heard = False
 
     # --- life ---
 
@@ -268,6 +281,7 @@ class Connection:
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
         self.put(protocol.encode(protocol.HELLO, 0, protocol.dump(hello)))
+        self._listen()
         while self.greeting is None:
             self.check()
             await self._news.wait()
@@ -277,6 +291,8 @@ class Connection:
         """End it. Calls under way fail. May be called twice."""
         self.fail(SandboxLostError("The connection to the sandbox was closed"))
         tasks, self._tasks = self._tasks, []
+        if self._waking is not None:
+            self._waking.cancel()
         with anyio.CancelScope(shield=True):
             if tasks:
                 await self._end_tasks(tasks)
@@ -318,6 +334,8 @@ class Connection:
         if self._failure is not None:
             return
         self._failure = error
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._out.clear()
         self._out_size = 0
         self._grants.clear()
@@ -356,6 +374,7 @@ class Connection:
         call = self._calls[number] = Call(self, number)
         for frame in protocol.encode_request(number, body):
             self.put(frame)
+        self._listen()
         return call
 
     def give_up(self, call: Call) -> None:
@@ -363,6 +382,26 @@ class Connection:
         if not call.ended and self._failure is None:
             self._drop_grants(call.number)
             self.put(protocol.encode(protocol.CANCEL, call.number))
+
+    def _listen(self) -> None:
+        """See to it that a guest that says nothing is woken, as long as anything is asked of it."""
+        if self._wake is not None and self._alarm is None and self._failure is None:
+            self._heard = False
+            self._alarm = asyncio.get_running_loop().call_later(_PATIENCE, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        if self.greeting is not None and not self._calls:
+            return
+        if self._wake is not None and not self._heard and self._waking is None:
+            self._waking = asyncio.create_task(self._wake())
+            self._waking.add_done_callback(self._on_woken)
+        self._listen()
+
+    def _on_woken(self, task: asyncio.Task[object]) -> None:
+        self._waking = None
+        if not task.cancelled():
+            task.exception()  # whoever it could not reach is not there: the calls learn of it
 
     # --- sending ---
 
@@ -425,6 +464,7 @@ class Connection:
             self.fail(SandboxLostError("The connection to the sandbox's guest broke"))
 
     def _on_frame(self, frame: protocol.Frame) -> None:
+        self._heard = True
         kind, channel, number, payload = frame
         if kind == protocol.HELLO:
             if self.greeting is not None:

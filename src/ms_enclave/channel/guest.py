@@ -24,7 +24,7 @@ from ms_enclave.model import FileInfo, SearchMatch
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import AsyncGenerator, AsyncIterable, Generator
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
     from contextlib import AbstractContextManager
 
     from anyio.abc import ByteStream
@@ -65,10 +65,18 @@ class GuestConnection:
     Args:
         stream: connected to `guest.server.serve`.
         working_dir: where relative paths start; where the guest was started, if None.
+        wake: called from time to time while a guest that is asked for something says nothing: a
+            program may have stopped it.
     """
 
-    def __init__(self, stream: ByteStream, *, working_dir: str | None = None) -> None:
-        self._connection = Connection(stream)
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        working_dir: str | None = None,
+        wake: Callable[[], Coroutine[Any, Any, object]] | None = None,
+    ) -> None:
+        self._connection = Connection(stream, wake)
         self._working_dir = working_dir
 
     async def connect(self, timeout: float = CONNECT_SECONDS) -> None:

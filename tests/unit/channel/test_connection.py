@@ -92,6 +92,33 @@ async def test_a_silent_guest_is_given_up_after_the_time_that_was_given() -> Non
             await connection.exists("f")
 
 
+async def test_a_guest_that_says_nothing_is_woken_while_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ms_enclave.channel._connection._PATIENCE", 0.01)
+    woken = anyio.create_memory_object_stream[None](100)
+
+    async def wake() -> None:
+        woken[0].send_nowait(None)
+        raise SandboxLostError("nobody there")  # what the calls learn anyway
+
+    with anyio.fail_after(20):
+        async with hostile_guest(wake=wake) as (connection, theirs):
+            far = Far(theirs)
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.connect)
+                await woken[1].receive()
+                await far.send(GREETING)
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.exists, "f")
+                number, _ = await far.next_request()
+                await woken[1].receive()
+                await woken[1].receive()
+                await far.send(result(number, exists=True))
+    woken[0].close()
+    woken[1].close()
+
+
 @pytest.mark.parametrize(
     "greeting",
     [
