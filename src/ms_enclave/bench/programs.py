@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -66,12 +67,20 @@ def make_environment(folder: Path) -> Environment:
     for place in (plain, full):
         venv.create(place, symlinks=True, with_pip=False)
     packages = next((full / "lib").glob("python*/site-packages"))
-    shown = dict.fromkeys([str(_HERE.parent.parent), sysconfig.get_path("purelib")])
-    (packages / "measured.pth").write_text("".join(f"{path}\n" for path in shown))
+    (packages / "measured.pth").write_text("".join(f"{path}\n" for path in _package_paths()))
     script = full / "bin" / "ms-enclave"
     script.write_text(_SCRIPT)
     python, fuller = (str(place / "bin" / "python") for place in (plain, full))
     return Environment(python, fuller, (fuller, str(script)), tuple(_hooks(python, fuller)))
+
+
+def _package_paths() -> list[str]:
+    """Where we find packages: all our paths but those that every Python has, and the program's."""
+    standard = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    standard |= {os.path.join(path, "lib-dynload") for path in standard}
+    standard.add(os.path.realpath(os.path.dirname(sys.argv[0])))
+    found = [str(_HERE.parent.parent), *(path for path in sys.path if os.path.isdir(path))]
+    return [path for path in dict.fromkeys(found) if os.path.realpath(path) not in standard]
 
 
 def _hooks(*pythons: str) -> list[str]:
@@ -197,7 +206,8 @@ def _docker() -> tuple[str, ...] | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    images = sorted(name for name in listed.stdout.split() if name.startswith("python:"))
+    names = listed.stdout.split()
+    images = sorted(name for name in names if name.rpartition("/")[2].startswith("python:"))
     return ("run", "--rm", "--network", "none", images[0], "python") if images else None
 
 

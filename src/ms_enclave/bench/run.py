@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "measure"]
 
 _MORE_ROUNDS = 3
+_MOST_TEXT = 300
 
 
 @dataclass
@@ -92,7 +93,7 @@ async def _round(context: Context, row: Row, measured: Measured, *, warming_up: 
     try:
         await row.measure(replace(context, scale=WARM_UP) if warming_up else context, taken)
     except Exception as error:  # noqa: BLE001 - the other rows still have something to tell
-        measured.failed[row.name] = " ".join(_first_cause(error).split())
+        measured.failed[row.name] = _first_cause(error)
         return
     if not warming_up:
         measured.add(row, taken)
@@ -101,7 +102,8 @@ async def _round(context: Context, row: Row, measured: Measured, *, warming_up: 
 def _first_cause(error: BaseException) -> str:
     while (inner := getattr(error, "exceptions", None)) is not None:  # a group of a task group
         error = inner[0]
-    return f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _MOST_TEXT else f"{text[:100]} ... {text[100 - _MOST_TEXT :]}"
 
 
 def _has_what_it_needs(row: Row, measured: Measured) -> bool:
