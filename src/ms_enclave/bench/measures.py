@@ -54,9 +54,9 @@ __all__ = [
 ]
 
 PROGRAM = "print(1)"
-FLOOR = "C program, same namespaces and mounts"
+FLOOR = "C program, same namespaces"
 IMPORT, IMPORT_MODEL = "import ms_enclave", "import ms_enclave.model"
-FIRST, LAST = "the first hundred", "made and stopped, last hundred"
+FIRST, LAST = "the first 100", "made and stopped, last 100"
 STARTED = "daemons started"
 ONE_MORE, ONE_MORE_BASE = "one more beside many", "one more beside 10"
 _WORKER = str(Path(__file__).with_name("_worker.py"))
@@ -88,7 +88,9 @@ async def fresh(context: Context, into: Round) -> None:
     """A sandbox made, used and removed, by a manager that runs."""
     plain = context.plain(PROGRAM)
     for number in range(context.scale.samples):
-        into.add("fresh sandbox, print(1)", await _time(lambda: context.manager.run_code(PROGRAM)))
+        into.add(
+            "print(1) in a fresh sandbox", await _time(lambda: context.manager.run_code(PROGRAM))
+        )
         into.add(programs.SERVER, context.servers[()].run(PROGRAM))
         for name, argv in plain.items():
             if name != programs.DOCKER or number % 5 == 0:  # it takes as long as all the others
@@ -100,7 +102,7 @@ async def running(context: Context, into: Round) -> None:
     plain = context.plain(PROGRAM)[programs.PYTHON]
     for _ in range(context.scale.samples):
         into.add(
-            "running sandbox, print(1)", await _time(lambda: context.sandbox.run_code(PROGRAM))
+            "print(1) in a running sandbox", await _time(lambda: context.sandbox.run_code(PROGRAM))
         )
         into.add(programs.PYTHON, programs.start(plain))
 
@@ -109,7 +111,7 @@ async def shell(context: Context, into: Round) -> None:
     """The smallest command, by the shell of a sandbox that is there."""
     for _ in range(context.scale.samples):
         taken = await _time(lambda: context.sandbox.execute_command("true"), "")
-        into.add("running sandbox, true by shell", taken)
+        into.add("true in a running sandbox", taken)
         into.add("sh -c true", programs.start(["sh", "-c", "true"], ""))
 
 
@@ -147,7 +149,7 @@ async def numpy(context: Context, into: Round) -> None:
     runs = context.cores * context.scale.runs
     config = {"preload": ["numpy"]}
     printed(await context.manager.run_code(program, config=config))  # now the zygote is there
-    into.add("stateless runs, numpy preloaded", await _our_rate(context, program, runs, config))
+    into.add("stateless runs with numpy", await _our_rate(context, program, runs, config))
     plain = [context.environment.full, "-c", program]
     few = context.cores * context.scale.slow_runs
     into.add("python -c, import numpy", _rate(context, lambda: programs.start(plain), few))
@@ -198,7 +200,7 @@ async def processor_time(context: Context, into: Round) -> None:
 
 # --- a tree of daemons --------------------------------------------------------------------------
 
-TIMEOUT, SURVIVORS = "34 daemons, gone after the deadline", "daemons that survive"
+TIMEOUT, SURVIVORS = "34 daemons, deadline to end", "daemons that survive"
 _DEADLINE = 0.4
 _TREE = """
 import os, signal, time

@@ -29,8 +29,10 @@ __all__ = [
     "Environment",
     "ForkServer",
     "Other",
+    "clean",
     "find_others",
     "fork_server",
+    "hooks_of",
     "make_environment",
     "processor_time",
     "start",
@@ -71,7 +73,7 @@ def make_environment(folder: Path) -> Environment:
     script = full / "bin" / "ms-enclave"
     script.write_text(_SCRIPT)
     python, fuller = (str(place / "bin" / "python") for place in (plain, full))
-    return Environment(python, fuller, (fuller, str(script)), tuple(_hooks(python, fuller)))
+    return Environment(python, fuller, (fuller, str(script)), tuple(hooks_of(python, fuller)))
 
 
 def _package_paths() -> list[str]:
@@ -83,7 +85,7 @@ def _package_paths() -> list[str]:
     return [path for path in dict.fromkeys(found) if os.path.realpath(path) not in standard]
 
 
-def _hooks(*pythons: str) -> list[str]:
+def hooks_of(*pythons: str) -> list[str]:
     """What runs at the start of an interpreter, beside what every Python has."""
     ask = (
         "import glob, importlib.util, site, sys\n"

@@ -137,7 +137,7 @@ def _cells(line: Line, slack: float) -> Sequence[str]:
     if line.against is not None:
         name = f"  {line.against}"
     elif part == 1:
-        name += ", at most"
+        name += ", worst"
     elif part != 0.5:
         name += f", p{part * 100:.0f}"
     return (
@@ -160,7 +160,7 @@ def _show_machine(console: Console, measured: Measured, machine: Machine, slack:
     if measured.environment is not None:
         say(f"baselines run {machine.interpreter} in a clean virtual environment")
         for hook in measured.environment.hooks:
-            say(f"a start-up hook makes every Python slower: {hook}", "yellow")
+            say(f"this runs at the start of every Python here: {hook}", "yellow")
     share = f"{TOLERANCE * slack:.0%}"
     say(f"figures: median of the best round; close: missed by no more than {share}")
     for text in machine.warnings():

@@ -46,7 +46,7 @@ ROWS = (
         "fresh",
         (
             Figure(
-                "fresh sandbox, print(1)",
+                "print(1) in a fresh sandbox",
                 promises=(Promise(3), Promise(1 / 3, PYTHON), Promise(1 / 60, DOCKER)),
             ),
         ),
@@ -63,7 +63,7 @@ ROWS = (
         "numpy",
         (
             Figure(
-                "stateless runs, numpy preloaded",
+                "stateless runs with numpy",
                 "/s",
                 True,
                 (Promise(20, "python -c, import numpy", at_least=True),),
@@ -78,10 +78,10 @@ ROWS = (
         (Figure("processor time of a run", promises=(Promise(1.5, measures.FLOOR),)),),
         measures.processor_time,
     ),
-    Row("running", (Figure("running sandbox, print(1)"),), measures.running, (PYTHON,)),
+    Row("running", (Figure("print(1) in a running sandbox"),), measures.running, (PYTHON,)),
     Row(
         "shell",
-        (Figure("running sandbox, true by shell", promises=(Promise(4),)),),
+        (Figure("true in a running sandbox", promises=(Promise(4),)),),
         measures.shell,
         ("sh -c true",),
     ),
