@@ -99,19 +99,22 @@ def instantiate(
     group: Group,
     limits: ResourceLimits,
     processors: set[int],
+    *,
+    keep: bool = False,
 ) -> tuple[int, int]:
     """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
 
-    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group,
-    which the stopped copy joins before it owns a page of its own;
+    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group;
     `limits` maps RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
     Returns its pid and that of its own carrier, stopped, which shares its memory and is the
-    caller's to kill. Raises tracer.TraceError or OSError, and then nothing is left running.
+    caller's to kill; unless told to keep it, 0: it is gone before the process runs, because the
+    kernel charges memory to the group of whoever had it first.
+    Raises tracer.TraceError or OSError, and then nothing is left running.
     """
     shadow = carrier.copy()
     kernel = None
     try:
-        group.admit(shadow)
+        group.admit(shadow, stays=keep)
         registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
         registers.rip = carrier.page + ENTRY_CARRIER
         registers.rax, registers.orig_rax = 0, 2**64 - 1
@@ -132,11 +135,14 @@ def instantiate(
         check_walls(kernel)
         group.settle(kernel, slot.outside(user))
         tracer.load_state(kernel, carrier.state)
+        if not keep:
+            gone, shadow = shadow, 0
+            tracer.kill(gone)
         tracer.detach(kernel)
     except BaseException:
-        if kernel is not None:
-            tracer.kill(kernel)
-        tracer.kill(shadow)
+        for pid in (kernel, shadow):
+            if pid:
+                tracer.kill(pid)
         raise
     return kernel, shadow
 

@@ -63,6 +63,11 @@ class Hierarchy:
         self.path = path
         self.descriptor = descriptor
 
+    @property
+    def late(self) -> bool:
+        """Whether a run's process joins its group here only when it has been set up."""
+        return not {"cpu", "pids"}.isdisjoint(self.controllers)
+
     def row(self) -> GroupRow:
         return {"version": self.version, "controllers": self.controllers, "fd": self.descriptor}
 
@@ -358,15 +363,17 @@ class Group:
             else:
                 self._write(hierarchy, "cpu.max", f"{quota} {_PERIOD}")
 
-    def admit(self, pid: int) -> None:
+    def admit(self, pid: int, *, stays: bool = False) -> None:
         """Move a process here. What it makes from then on is born here.
 
-        On version 1 not yet for processor time, for a group without any left would hold up the
-        station, which waits for the process to set itself up; nor as a process. `settle` does that.
+        Not yet where processor time is held or processes are counted: a group without any left
+        would hold up the station, which waits for the process to set itself up, and a carrier is
+        none of the run's processes. `settle` does that. One that `stays` is moved everywhere, into
+        a group that the station made for itself.
         """
         if not self._entries:
             for hierarchy in self.station.hierarchies:
-                if not self._is_late(hierarchy):
+                if not hierarchy.late or (stays and hierarchy.version == 2):
                     self._entries.append(self._open(hierarchy, "cgroup.procs", os.O_WRONLY))
         text = str(pid).encode()
         for entry in self._entries:
@@ -377,17 +384,24 @@ class Group:
         it as a process, which its carrier is not.
 
         `user` is the station's number for the user that it has become. Version 1 lets nobody but
-        host root and that user himself move it, and asks who opened the file.
+        host root and that user himself move it, and asks who opened the file; version 2 asks whose
+        the groups are, which is the station.
         """
-        late = [hierarchy for hierarchy in self.station.hierarchies if self._is_late(hierarchy)]
-        for entry in self._open_as(late, "cgroup.procs", user):
+        late = [hierarchy for hierarchy in self.station.hierarchies if hierarchy.late]
+        first = [hierarchy for hierarchy in late if hierarchy.version == 1]
+        entries = [
+            self._open(hierarchy, "cgroup.procs", os.O_WRONLY)
+            for hierarchy in late
+            if hierarchy.version == 2
+        ]
+        for entry in entries + self._open_as(first, "cgroup.procs", user):
             try:
                 os.write(entry, str(pid).encode())
             finally:
                 os.close(entry)
 
     def _open_as(self, hierarchies: list[Hierarchy], file: str, user: int) -> list[int]:
-        if user == 0:
+        if user == 0 or not hierarchies:
             return [self._open(hierarchy, file, os.O_WRONLY) for hierarchy in hierarchies]
         for hierarchy in hierarchies:
             os.chown(f"{self.name}/{file}", user, -1, dir_fd=hierarchy.descriptor)
@@ -399,10 +413,6 @@ class Group:
             # What a change of ids takes away: SET_DUMPABLE, and SET_PDEATHSIG to the launcher.
             calls.prctl(4, 1)
             calls.prctl(1, 9)
-
-    @staticmethod
-    def _is_late(hierarchy: Hierarchy) -> bool:
-        return hierarchy.version == 1 and not {"cpu", "pids"}.isdisjoint(hierarchy.controllers)
 
     def figures(self) -> Figures:
         figures = Figures()

@@ -152,14 +152,13 @@ class Zygotes:
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            pid, shadow = carrier.instantiate(
+            pid, _ = carrier.instantiate(
                 source, place, channel, user, group, limits, self.station.processors
             )
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
                 self.ended(source.pid)  # whoever waited for its stop has reaped it
             raise
-        tracer.kill(shadow)
         return pid
 
     def _wanted(self, preload: list[str]) -> str:
@@ -204,7 +203,7 @@ class Zygotes:
             socket.send_fds(ours, [b"\1"], [message])
             kernel, shadow = carrier.instantiate(
                 self.bare, place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS,
-                self.station.processors,
+                self.station.processors, keep=True,
             )  # fmt: skip
         except (OSError, tracer.TraceError) as error:
             self.failed[key] = str(error)
@@ -269,7 +268,7 @@ class Zygotes:
         )
         copy = shadow.copy()
         try:
-            self.service.admit(copy)  # what it shares with its copies is nobody's run
+            self.service.admit(copy, stays=True)  # what it shares with its copies is nobody's run
             return carrier.Carrier.of_copy(copy, self.bare, state)
         except BaseException:
             tracer.kill(copy)

@@ -161,10 +161,23 @@ def test_a_run_has_a_group_with_controllers_of_its_own(
     first, second = group.child(), group.child()
     assert (tmp_path / "box" / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
     fill(tmp_path / "box" / "1")
+    entry = tmp_path / "box" / "1" / "cgroup.procs"
     first.admit(4711)
-    assert (tmp_path / "box" / "1" / "cgroup.procs").read_text() == "4711"
+    assert entry.read_text() == ""  # a starved group would hold up whoever sets it up
+    first.settle(4711, 300_000)
+    assert entry.read_text() == "4711"
     first.close()
     assert second.name == "box/2"
+
+
+def test_what_the_station_keeps_for_itself_is_moved_at_once(
+    tree: cgroups.Station, tmp_path: Path
+) -> None:
+    group = tree.group("carriers")
+    fill(tmp_path / "carriers")
+    group.admit(4711, stays=True)
+    assert (tmp_path / "carriers" / "cgroup.procs").read_text() == "4711"
+    group.close()
 
 
 def test_figures_of_version_2(tree: cgroups.Station, tmp_path: Path) -> None:
@@ -295,6 +308,7 @@ run = box.child()
 words = ['sh', '-c', 'read line; sleep 60 & echo; exec sleep 60']
 program = subprocess.Popen(words, stdin=-1, stdout=-1)
 run.admit(program.pid)
+run.settle(program.pid, 0)
 program.stdin.write(b'go' + os.linesep.encode())
 program.stdin.flush()
 program.stdout.readline()
