@@ -130,7 +130,9 @@ SPECS = (
             "updated_at": "datetime",
             "files": "Files",
         },
-        skip=frozenset({"release_owner", "diagnose", "get_execution_context"}),
+        skip=frozenset(
+            {"adopt", "leave_owner", "release_owner", "diagnose", "get_execution_context"}
+        ),
     ),
     Spec(
         "boxes/factory.py",

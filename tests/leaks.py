@@ -139,12 +139,16 @@ def _mounts() -> list[str]:
 
 def _cgroups() -> dict[str, bool]:
     """The project's groups in every hierarchy, and whether they are empty or hold our processes."""
-    found: dict[str, bool] = {}
+    stations: dict[str, list[str]] = {}  # a station has a group of one name in every hierarchy
     for parent in _cgroup_parents():
         for group in _subfolders(parent):
             if _OURS.search(os.path.basename(group)):
-                ours = not _is_somebody_elses(group)
-                found |= dict.fromkeys((group, *_subfolders(group)), ours)
+                stations.setdefault(os.path.basename(group), []).append(group)
+    found: dict[str, bool] = {}
+    for groups in stations.values():
+        ours = not any(_is_somebody_elses(group) for group in groups)
+        for group in groups:
+            found |= dict.fromkeys((group, *_subfolders(group)), ours)
     return found
 
 

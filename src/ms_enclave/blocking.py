@@ -803,6 +803,14 @@ class LocalSandboxManager(SandboxManager):
         """Make the manager ready. A second call does nothing; after a `stop` it starts anew."""
         call(self._target.start)
 
+    def hand_over(self) -> None:
+        """Stop, but leave the sandboxes with `on_owner_death="keep"` to the next manager.
+
+        Commands that run in them are ended; what they left in the background goes on. It is what
+        the end of the interpreter does, too.
+        """
+        call(self._target.hand_over)
+
     def stop(self) -> None:
         """End every sandbox that the manager owns. Always finishes, and may be called again.
 

@@ -179,13 +179,13 @@ async def test_whatever_part_is_killed_callers_learn_it_and_the_next_sandbox_wor
             assert box is not None
             await box.execute_command(f"setsid sleep {marker} > /dev/null 2>&1 &")
             await box.files.write("data", b"")
-            wait_for_processes(marker)
+            (daemon,) = wait_for_processes(marker)
             work = [Work(manager, box, f"{role} {number} {n}") for n in range(3)]
             async with anyio.create_task_group() as group:
                 for one in work:
                     group.start_soon(one.go_on)
                 await anyio.sleep(chance.uniform(0.01, 0.1))
-                os.kill(find_part(role, marker), signal.SIGKILL)
+                os.kill(find_part(role, daemon), signal.SIGKILL)
                 await anyio.sleep(0.1)
                 for one in work:
                     one.done = True

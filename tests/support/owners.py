@@ -88,11 +88,13 @@ class Owner:
         *,
         program: str = PROGRAM,
         command: Iterable[str] = (),
+        arguments: Iterable[str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.marker = new_marker()
         self.boxes = boxes
-        words = [*(command or (sys.executable, "-c", program)), self.marker, str(boxes)]
+        words = [*(command or (sys.executable, "-c", program)), self.marker]
+        words += [str(boxes)] if arguments is None else arguments
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0
         )
@@ -114,9 +116,13 @@ class Owner:
 
     def ask(self, word: str = "work") -> Any:
         """Let it use its sandboxes and a new one; gives what it says of them."""
+        self.tell(word)
+        return self.read()
+
+    def tell(self, word: str) -> None:
+        """Say something to it."""
         assert self.process.stdin is not None
         self.process.stdin.write(word.encode() + b"\n")
-        return self.read()
 
     @property
     def daemons(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The processes that a sandbox consists of, found from outside by a daemon that runs in it."""
+"""The processes that a sandbox consists of, found from outside."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import os
 import time
 from pathlib import Path
 
-from tests.security.boxes import find_processes, status_of
+from tests.security.boxes import status_of
 
 __all__ = ["ROLES", "descendants_of", "find_part", "wait_until_dead"]
 
 ROLES = ("launcher", "station", "zygote", "init", "guest")
 
 
-def find_part(role: str, marker: str) -> int:
-    """The pid of a part of the sandbox in which a daemon of that marker runs, without a parent."""
-    (daemon,) = find_processes(marker)
+def find_part(role: str, daemon: int) -> int:
+    """The pid of a part of the sandbox in which a daemon runs that has lost its parent."""
     init = _parent(daemon)
     station = _parent(init)
     if role == "init":

@@ -160,8 +160,17 @@ class Life(ABC):
             await self._undo()
             raise SandboxStartError(self._lost_reason)
         # No await from here on: either all is undone above, or stop() owns it.
-        add_closer(self, self.stop)
+        add_closer(self, self._at_exit)
         self._set_status(SandboxStatus.RUNNING)
+
+    async def _at_exit(self) -> None:
+        """What becomes of it when the interpreter ends."""
+        if not await self._leave():
+            await self.stop()
+
+    async def _leave(self) -> bool:
+        """Let go of the box without ending it; False: it does not outlive this handle."""
+        return False
 
     async def _undo(self) -> None:
         stack, self._resources = self._resources, AsyncExitStack()

@@ -269,6 +269,8 @@ def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
         "hostname": "sandbox",
         "groups": True,
         "layers": True,
+        "keep": None,
+        "release": __version__,
         "filter": seccomp.filter_for("carrier").hex(),
         "init_filter": seccomp.filter_for("namespaces").hex(),
     }

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.tools.base import Tool
 
-__all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Sandbox"]
+__all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
 
 PROCESS_WIDE = "process-wide"
 """The owner of sandboxes that no manager made."""
@@ -76,6 +76,16 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
 }
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How sandboxes of one type outlive their manager."""
+
+    folder: str
+    """Where the next manager finds them."""
+    seconds: float | None
+    """How long one without a `ttl` lives in all; None: for ever, but not without an owner."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,7 @@ class Sandbox(Life):
         self._environment: Mapping[str, str] = BASE_ENVIRONMENT
         self._shell: str | None = None
         self._owner = PROCESS_WIDE
+        self._keeping: Keeping | None = None
         self._toolbox = Toolbox()
         self._guests = Guests(self._make_guest, self._own, self._is_the_box)
 
@@ -163,6 +174,22 @@ class Sandbox(Life):
     async def release_owner(cls, owner: str) -> None:
         """Give back what sandboxes of one manager shared. Nothing, unless a backend says so."""
         del owner
+
+    @classmethod
+    async def leave_owner(cls, owner: str) -> None:
+        """Let go of what sandboxes of one manager shared and what is to outlive it."""
+        del owner
+
+    @classmethod
+    async def adopt(cls, owner: str, keeping: Keeping) -> list[tuple[Sandbox, float | None]]:
+        """Handles, not yet started, of what a last owner left; each with the seconds that its
+        `ttl` or a renewal leaves it, or None. Nothing, unless a backend can be left."""
+        del owner, keeping
+        return []
+
+    async def _renewed(self, seconds: float) -> None:
+        """It is to live so long from now: for boxes that see to that themselves."""
+        del seconds
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:

@@ -7,10 +7,13 @@ what a machine lacks is explained by `_process_probe`.
 
 from __future__ import annotations
 
+import json
+import logging
 import platform
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
@@ -19,7 +22,7 @@ import anyio.to_thread
 from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
 from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
-from ms_enclave.boxes.base import PROCESS_WIDE, Sandbox
+from ms_enclave.boxes.base import PROCESS_WIDE, Keeping, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.errors import (
     CapabilityError,
@@ -27,7 +30,8 @@ from ms_enclave.errors import (
     IsolationUnavailableError,
     SandboxStartError,
 )
-from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig
+from ms_enclave.loop import remove_closer
+from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig, SandboxStatus
 from ms_enclave.spawner import stations
 
 if TYPE_CHECKING:
@@ -40,6 +44,17 @@ if TYPE_CHECKING:
     from ms_enclave.spawner.client import StationClient
 
 __all__ = ["ProcessSandbox"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A box that a last owner left: who has it, what the station knows of it, and the note."""
+
+    station: StationClient
+    facts: dict[str, Any]
+    note: dict[str, Any]
 
 
 @register_sandbox("process")
@@ -60,6 +75,8 @@ class ProcessSandbox(Sandbox):
     _limits: ResolvedLimits
     _tier: Tier
     _place: Place
+    _left: _Left | None = None
+    """What a last owner left, in a handle that takes it over."""
 
     @property
     def _settings_of_process(self) -> ProcessSandboxConfig:
@@ -68,14 +85,25 @@ class ProcessSandbox(Sandbox):
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self._settings_of_process
         _refuse_what_is_not_here(config)
+        if config.on_owner_death == "keep" and self._keeping is None:
+            raise CapabilityError("keep", remedy="make it by a manager with a `state_dir`")
         self._limits = config.resolve_limits()
+        if self._left is not None:
+            self._attach(self._left, stack)
+            return
         self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
         station = await self._find_station(config.isolation or "namespace")
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
+        self._environment = {**self._environment, **self._plan.env}
+        self._shell = self._plan.shell
         box = await station.open_box(
-            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
+            self.id,
+            requests.DEFAULT_USER,
+            requests.box_limits(self._limits),
+            self._lost,
+            self._kept(),
         )
         stack.push_async_callback(station.close_box, self.id)
         self._place = self._tier.place(config, box)
@@ -84,9 +112,8 @@ class ProcessSandbox(Sandbox):
         if config.preload:
             await _prepare(station, list(config.preload))
         self._environment = {
-            **self._environment, **self._plan.env, "HOME": self._place.work, **dict(self._place.env)
+            **self._environment, "HOME": self._place.work, **dict(self._place.env)
         }  # fmt: skip
-        self._shell = self._plan.shell
         self._capabilities = requests.capabilities(station.facts, self._place.layered)
         self._isolation = self._tier.report(station.facts, self._place)
         _require_guards(self._isolation, config.require or ())
@@ -109,7 +136,74 @@ class ProcessSandbox(Sandbox):
     async def _acquire(self, tier: Tier) -> StationClient:
         self._tier = tier
         plan = await anyio.to_thread.run_sync(self._station_plan)
+        if self._keeping is not None:
+            plan["keep"] = self._keeping.folder
         return await stations.acquire(self._owner, requests.plan_key(plan), plan)
+
+    def _kept(self) -> dict[str, Any] | None:
+        """How long the station keeps it without an owner, and what the next one has to know."""
+        if self._keeping is None:
+            return None
+        note = {
+            "config": self.config.model_dump(mode="json"),
+            "created_at": self.created_at.isoformat(),
+            "environment": dict(self._environment),
+            "shell": self._shell,
+        }
+        return {
+            "note": json.dumps(note),
+            "ttl": self.config.ttl,
+            "most": self._keeping.seconds,
+            "idle": self.config.idle_timeout,
+        }
+
+    def _attach(self, left: _Left, stack: AsyncExitStack) -> None:
+        """Take over a box that is there."""
+        station = self._station = left.station
+        station.users += 1
+        stack.push_async_callback(stations.release, self._owner, station, keep=True)
+        station.adopt_box(self.id, self._lost)
+        stack.push_async_callback(station.close_box, self.id)
+        self._tier = Namespaces()
+        self._place = self._tier.place(self._settings_of_process, left.facts)
+        self._environment = {**left.note["environment"], "HOME": self._place.work}
+        self._shell = left.note["shell"]
+        self._capabilities = requests.capabilities(station.facts, self._place.layered)
+        self._isolation = self._tier.report(station.facts, self._place)
+
+    async def _leave(self) -> bool:
+        if self._keeping is None or self._status is not SandboxStatus.RUNNING:
+            return False
+        remove_closer(self)
+        self._resources.pop_all()
+        self._lost("The sandbox was left to the next owner")
+        return True
+
+    async def _renewed(self, seconds: float) -> None:
+        if self._keeping is not None:
+            await self._station.ask("renew", box=self.id, ttl=seconds)
+
+    @classmethod
+    async def adopt(cls, owner: str, keeping: Keeping) -> list[tuple[Sandbox, float | None]]:
+        """Handles of the sandboxes that a last owner left in a folder."""
+        found: list[tuple[Sandbox, float | None]] = []
+        taken, complaints = await stations.adopt_all(owner, keeping.folder)
+        for text in complaints:
+            logger.warning("sandboxes of the last owner are lost: %s", text)
+        for station in taken:
+            for name, facts in (await station.recall_boxes()).items():
+                note = json.loads(facts["note"])
+                sandbox = cls(note["config"], name)
+                sandbox.created_at = datetime.fromisoformat(note["created_at"])
+                sandbox._owner, sandbox._keeping = owner, keeping
+                sandbox._left = _Left(station, facts, note)
+                found.append((sandbox, facts["left"]))
+        return found
+
+    @classmethod
+    async def leave_owner(cls, owner: str) -> None:
+        """Let the owner's stations that are to outlive it wait for the next one."""
+        await stations.leave_all_of(owner)
 
     def _station_plan(self) -> dict[str, Any]:
         """What its station is built from. Tests take walls away here, to see attacks succeed;
@@ -184,7 +278,7 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
 
     Raises:
         IsolationUnavailableError: not Linux.
-        CapabilityError: a network, or a life beyond the owner's.
+        CapabilityError: a network.
     """
     if sys.platform != "linux":
         from ms_enclave.boxes._process_probe import USE_LINUX
@@ -200,8 +294,6 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
             message="The process sandbox has no network",
             remedy="leave network_enabled at False (no --network); no sandbox type here has one",
         )
-    if config.on_owner_death == "keep":
-        raise CapabilityError("keep", remedy="leave on_owner_death at 'kill'")
 
 
 async def _prepare(station: StationClient, modules: list[str]) -> None:

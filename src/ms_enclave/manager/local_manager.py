@@ -10,7 +10,7 @@ import secrets
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from ms_enclave.boxes._inputs import new_sandbox_id
 from ms_enclave.boxes.factory import SandboxFactory
 from ms_enclave.errors import (
     ConfigError,
+    EnclaveError,
     EngineUnavailableError,
     IsolationUnavailableError,
     PoolEmptyError,
@@ -31,6 +32,7 @@ from ms_enclave.errors import (
 )
 from ms_enclave.loop import on_loop
 from ms_enclave.manager._policy import Facts, Lifetimes, aware, make_clock, seconds_left
+from ms_enclave.manager._state import State
 from ms_enclave.manager.base import SandboxManager, coerce_manager_config
 from ms_enclave.model import SandboxConfig, SandboxManagerType, SandboxStatus
 from ms_enclave.model.constants import DEFAULT_POOL_EXECUTION_TIMEOUT
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from types import TracebackType
 
-    from ms_enclave.boxes.base import Sandbox
+    from ms_enclave.boxes.base import Keeping, Sandbox
     from ms_enclave.manager._policy import Clock
     from ms_enclave.model import CommandResult, SandboxInfo, SandboxManagerConfig
 
@@ -128,6 +130,8 @@ class LocalSandboxManager(SandboxManager):
         self._stopping: asyncio.Event | None = None
         self._pid = os.getpid()
         self._owner = ""
+        self._starting = asyncio.Lock()
+        self._state: State | None = None
         self._loaded: set[str] = set()
         self._used: set[type[Sandbox]] = set()
         self._pool: Pool[Sandbox] | None = None
@@ -145,16 +149,66 @@ class LocalSandboxManager(SandboxManager):
     async def start(self) -> None:
         """Make the manager ready. A second call does nothing; after a `stop` it starts anew."""
         self._require_own_process()
-        while self._stopping is not None:
-            await self._stopping.wait()
-        if self._running:
+        if self._running:  # the usual case waits for nobody
             return
+        async with self._starting:
+            if not self._running:
+                self._owner = secrets.token_hex(8)
+                await self._take_over()
+                self._begin()
+
+    def _begin(self) -> None:
         self._running, self._stopped = True, False
-        self._owner = secrets.token_hex(8)
         self._look_again = asyncio.Event()
         self._cleaner_scope = anyio.CancelScope()
         self._cleaner = asyncio.ensure_future(self._clean_for_ever(self._cleaner_scope))
-        loop.add_closer(self, self.stop)
+        loop.add_closer(self, self.hand_over)
+
+    async def _take_over(self) -> None:
+        """Adopt what the last manager with the same `state_dir` left."""
+        if self.config.state_dir is None:
+            return
+        self._state = await anyio.to_thread.run_sync(State, self.config.state_dir)
+        try:
+            for name in await anyio.to_thread.run_sync(self._state.types):
+                kind = await self._load(name)
+                self._used.add(kind)
+                for sandbox, left in await kind.adopt(self._owner, self._keeping(name)):
+                    await self._adopt(sandbox, left)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._end_everything(leave=True)
+            raise
+
+    async def _adopt(self, sandbox: Sandbox, left: float | None) -> None:
+        age = datetime.now(timezone.utc) - sandbox.created_at
+        self._register(sandbox, left, age=max(age, timedelta()))
+        try:
+            await sandbox.start()
+        except EnclaveError as error:  # a tool, say, that this process does not know
+            logger.warning("sandbox %s of the last owner is lost: %s", sandbox.id, error)
+            self._forget(sandbox)
+
+    def _keeping(self, sandbox_type: str) -> Keeping:
+        from ms_enclave.boxes.base import Keeping
+
+        most = self._lifetimes.max_age
+        folder = cast("State", self._state).folder_of(sandbox_type)
+        return Keeping(folder, None if math.isinf(most) else most)
+
+    @on_loop
+    async def hand_over(self) -> None:
+        """Stop, but leave the sandboxes with `on_owner_death="keep"` to the next manager.
+
+        Commands that run in them are ended; what they left in the background goes on. It is what
+        the end of the interpreter does, too.
+        """
+        await self._stop(leave=True)
+
+    def _unlock(self) -> None:
+        state, self._state = self._state, None
+        if state is not None:
+            state.close()
 
     @on_loop
     async def stop(self) -> None:
@@ -163,6 +217,9 @@ class LocalSandboxManager(SandboxManager):
         Raises:
             EnclaveError: something could not be removed; everything else was.
         """
+        await self._stop(leave=False)
+
+    async def _stop(self, *, leave: bool) -> None:
         self._require_own_process()
         if self._stopping is not None:
             await self._stopping.wait()
@@ -172,7 +229,9 @@ class LocalSandboxManager(SandboxManager):
         errors: list[Exception] = []
         try:
             with anyio.CancelScope(shield=True):
-                errors = await self._end_everything()
+                async with self._starting:
+                    self._running, self._stopped = False, True
+                    errors = await self._end_everything(leave=leave)
         finally:
             self._stopping = None
             stopping.set()
@@ -193,9 +252,11 @@ class LocalSandboxManager(SandboxManager):
             # What the block failed with is the news.
             logger.warning("stopping the manager failed: %s", error)
 
-    async def _end_everything(self) -> list[Exception]:
+    async def _end_everything(self, *, leave: bool) -> list[Exception]:
         pool, self._pool, self._pool_ids = self._pool, None, []
         sandboxes, self._sandboxes = list(self._sandboxes.values()), {}
+        if leave:
+            sandboxes = [box for box in sandboxes if not await box._leave()]  # pyright: ignore[reportPrivateUsage]
         self._records.clear()
         calls: list[Callable[[], Awaitable[object]]] = [self._end_cleaner]
         if pool is not None:
@@ -204,9 +265,13 @@ class LocalSandboxManager(SandboxManager):
         errors = await _together(calls, STOP_BOUND)
         used, self._used = self._used, set()
         owner = self._owner
+        if leave:
+            for kind in used:
+                await kind.leave_owner(owner)
         errors += await _together(
             [lambda kind=kind: kind.release_owner(owner) for kind in used], RELEASE_BOUND
         )
+        self._unlock()
         loop.remove_closer(self)
         for error in errors:
             logger.warning("stopping the manager: %s", error)
@@ -293,8 +358,10 @@ class LocalSandboxManager(SandboxManager):
             raise ConfigError(f"sandbox_id is taken: {sandbox.id}")
         self._require_running()  # no await from here to where stop() knows the sandbox
         sandbox._owner = self._owner  # pyright: ignore[reportPrivateUsage]
+        if self._state is not None and sandbox.config.on_owner_death == "keep":
+            sandbox._keeping = self._keeping(sandbox_type)  # pyright: ignore[reportPrivateUsage]
         self._used.add(kind)
-        self._register(sandbox)
+        self._register(sandbox, sandbox.config.ttl)
         try:
             await sandbox.start()
         except BaseException:
@@ -302,12 +369,14 @@ class LocalSandboxManager(SandboxManager):
             raise
         return sandbox
 
-    def _register(self, sandbox: Sandbox) -> None:
+    def _register(
+        self, sandbox: Sandbox, ttl: float | None, *, age: timedelta = timedelta()
+    ) -> None:
         now = self._clock()
-        ttl, idle = sandbox.config.ttl, sandbox.config.idle_timeout
+        idle = sandbox.config.idle_timeout
         self._sandboxes[sandbox.id] = sandbox
         self._records[sandbox.id] = _Record(
-            born=now,
+            born=now - age,
             stamp=sandbox.created_at,
             expires_at=None if ttl is None else now + timedelta(seconds=ttl),
         )
@@ -405,6 +474,7 @@ class LocalSandboxManager(SandboxManager):
             raise SandboxNotFoundError(sandbox_id)
         if not (math.isfinite(ttl) and ttl > 0):
             raise ConfigError(f"ttl must be a finite number of seconds above 0, not {ttl}")
+        await sandbox._renewed(ttl)  # pyright: ignore[reportPrivateUsage]
         self._record(sandbox_id, sandbox).expires_at = self._clock() + timedelta(seconds=ttl)
         self._look_within(ttl)
 
@@ -420,6 +490,7 @@ class LocalSandboxManager(SandboxManager):
         config: SandboxConfig | Mapping[str, Any] | None = None,
     ) -> CommandResult:
         """Run a program in a fresh sandbox of its own. See `SandboxManager.run_code`."""
+        config = _ending_with_owner(self.config.sandbox_config if config is None else config)
         return await super().run_code(
             code, language=language, stdin=stdin, files=files, timeout=timeout, config=config
         )
@@ -479,6 +550,7 @@ class LocalSandboxManager(SandboxManager):
     ) -> None:
         if config is None:
             config = self.config.sandbox_config
+        config = _ending_with_owner(config)
         if isinstance(config, SandboxConfig):
             config = config.model_copy(deep=True)  # the caller may change it; the pool stays equal
         ids = [new_sandbox_id() for _ in range(size)]
@@ -595,6 +667,18 @@ class LocalSandboxManager(SandboxManager):
 
 def _name(value: str | Enum) -> str:
     return str(value.value) if isinstance(value, Enum) else value
+
+
+def _ending_with_owner(
+    config: SandboxConfig | Mapping[str, Any] | None,
+) -> SandboxConfig | Mapping[str, Any] | None:
+    """The same config for a sandbox that nobody could ask the next manager for."""
+    if isinstance(config, SandboxConfig):
+        keeps = config.on_owner_death == "keep"
+        return config.model_copy(update={"on_owner_death": "kill"}) if keeps else config
+    if config is not None and "on_owner_death" in config:
+        return {**config, "on_owner_death": "kill"}
+    return config
 
 
 async def _reset(sandbox: Sandbox) -> bool:

@@ -284,6 +284,9 @@ class SandboxManagerConfig(StrictModel):
     cleanup_interval: float | None = 300.0
     """Seconds between two looks for sandboxes whose time is over; None for no looks."""
     pool_size: int = 0
+    state_dir: str | None = None
+    """The folder in which the next manager finds sandboxes with `on_owner_death="keep"`; one
+    manager at a time has it. None: every sandbox ends with its manager."""
     sandbox_config: SerializeAsAny[InstanceOf[SandboxConfig]] | dict[str, Any] | None = None
     """The config of sandboxes for which the caller gives none."""
 

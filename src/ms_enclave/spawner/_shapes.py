@@ -6,7 +6,10 @@ Never imported when running: a station starts with as few modules as it can.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 __all__ = [
     "Answer",
@@ -16,6 +19,7 @@ __all__ = [
     "ErrorRow",
     "ExitRow",
     "GroupRow",
+    "KeptRow",
     "LandlockPlan",
     "LauncherPlan",
     "Masks",
@@ -24,6 +28,7 @@ __all__ = [
     "Plan",
     "PrepareRequest",
     "ProcessRequest",
+    "RenewRequest",
     "ResourceLimits",
     "SignalRequest",
     "SpawnRequest",
@@ -93,6 +98,9 @@ class Plan(TypedDict):
     package: str
     spare_slots: int
     layers: bool
+    keep: str | None
+    key: str
+    release: str
 
 
 class LauncherPlan(Plan):
@@ -139,11 +147,27 @@ class BoxRequest(TypedDict):
     box: str
 
 
+class KeptRow(TypedDict):
+    """How long a sandbox stays without an owner (s), and what the next one has to know of it."""
+
+    note: str
+    ttl: float | None
+    most: float | None
+    idle: float | None
+
+
 class OpenRequest(BoxRequest):
     """Give a sandbox a slot."""
 
     user: list[int]
     limits: BoxLimits
+    kept: NotRequired[KeptRow]
+
+
+class RenewRequest(BoxRequest):
+    """Let a kept sandbox live for so many seconds from now."""
+
+    ttl: float
 
 
 class SpawnRequest(BoxRequest):

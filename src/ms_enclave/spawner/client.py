@@ -28,12 +28,17 @@ from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ms_enclave.spawner.keeping import Survivor
+
 __all__ = ["StationClient", "StationProcess"]
 
 _START_SECONDS = 20.0
 _END_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
+
+_left: list[subprocess.Popen[bytes]] = []
+"""Launchers that outlive us: `Popen` complains of one that is collected before it has ended."""
 
 
 class StationClient:
@@ -44,8 +49,10 @@ class StationClient:
         self._launched = launched
         self.facts: dict[str, Any] = {}
         self.users = 0
+        self.keeps = self.plan.get("keep") is not None
+        """Whether it outlives this process, where that does not end it before."""
         self._socket: socket.socket | None = None
-        self._launcher: subprocess.Popen[bytes] | None = None
+        self._launcher: subprocess.Popen[bytes] | Survivor | None = None
         self._notes = -1
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -59,21 +66,23 @@ class StationClient:
         """Whether it can still be asked."""
         return self._socket is not None
 
-    async def start(self) -> None:
-        """Start it and wait until it is ready.
+    async def start(self, seconds: float = _START_SECONDS) -> None:
+        """Start it, or take over one that is there, and wait until it is ready.
 
         Raises:
             IsolationUnavailableError: the machine does not allow what it needs.
-            SandboxStartError: it ended or did not answer within 20 s.
+            SandboxStartError: it ended or did not answer in time.
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         try:
             ours = await anyio.to_thread.run_sync(self._launch)
             loop.add_reader(ours.fileno(), self._receive, ours)
-            with anyio.fail_after(_START_SECONDS):
+            with anyio.fail_after(seconds):
                 self.facts = await self._ready
         except TimeoutError:
+            if self._launcher is not None:
+                self._launcher.kill()
             await self.close()
             raise SandboxStartError("The station did not get ready in time") from None
         except BaseException:
@@ -92,6 +101,9 @@ class StationClient:
 
     async def close(self) -> None:
         """End the station with everything in it; returns when all of it is gone. Idempotent."""
+        if self.keeps and self._socket is not None:
+            with contextlib.suppress(OSError):  # it has ended, or hangs and is killed
+                self._socket.send(_packet({"q": 0, "op": "end"}))
         self._disconnect("The station was closed")
         launcher, self._launcher = self._launcher, None
         if launcher is None:
@@ -103,7 +115,25 @@ class StationClient:
             await anyio.to_thread.run_sync(launcher.wait)
         if launcher.returncode:
             await anyio.to_thread.run_sync(_clean_up_after_a_dead_launcher)
+        self._forget(launcher)
+
+    async def leave(self) -> None:
+        """Let it wait for its next owner, with everything in it. Idempotent.
+
+        Calls that are under way raise `SandboxLostError`, and what they were running is ended.
+        """
+        self._disconnect("The sandbox was left to the next owner")
+        launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            if isinstance(launcher, subprocess.Popen):
+                _left[:] = [other for other in _left if other.poll() is None]
+                _left.append(launcher)
+            self._forget(launcher)
+
+    def _forget(self, launcher: subprocess.Popen[bytes] | Survivor) -> None:
         os.close(self._notes)
+        if not isinstance(launcher, subprocess.Popen):
+            launcher.close()
 
     def _disconnect(self, text: str) -> None:
         """The station is not to be heard of any more; whoever waits for it learns so."""
@@ -205,18 +235,35 @@ class StationClient:
 
     async def open_box(
         self, name: str, user: tuple[int, int], limits: Mapping[str, Any],
-        on_lost: Callable[[str], object],
+        on_lost: Callable[[str], object], kept: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself."""
+        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself.
+
+        `kept` is how long it stays without an owner, and the note for the next one.
+        """
         self._boxes[name] = on_lost
+        fields = {} if kept is None else {"kept": dict(kept)}
         try:
-            return await self.ask("open", box=name, user=user, limits=dict(limits))
+            return await self.ask("open", (), box=name, user=user, limits=dict(limits), **fields)
         except BaseException:
             self._boxes.pop(name, None)
             if self.alive:
                 with anyio.CancelScope(shield=True):
                     await self.ask("close", box=name)
             raise
+
+    async def recall_boxes(self) -> dict[str, dict[str, Any]]:
+        """What a last owner left: name to its note, and the seconds that were promised (`left`)."""
+        names = (await self.ask("list"))["boxes"]
+        found: dict[str, dict[str, Any]] = {}
+        for name in names:
+            with contextlib.suppress(SandboxStartError):  # its time was over just now
+                found[name] = await self.ask("recall", box=name)
+        return found
+
+    def adopt_box(self, name: str, on_lost: Callable[[str], object]) -> None:
+        """Take over a sandbox that a last owner left. `on_lost` hears if it ends by itself."""
+        self._boxes[name] = on_lost
 
     async def close_box(self, name: str) -> None:
         """End a sandbox with everything in it; returns when it is gone."""

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Launched", "launch", "launch_ahead", "take"]
+    from ms_enclave.spawner.keeping import Survivor
+
+__all__ = ["Launched", "launch", "launch_ahead", "take", "take_over"]
 
 _SPARE_SLOTS = 1
 
@@ -30,7 +32,7 @@ class Launched:
     """A launcher that was started; whoever has this ends it, by closing the socket."""
 
     control: socket.socket
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Survivor
     notes: int
     """A file in memory with what it says on its standard error."""
 
@@ -89,9 +91,15 @@ def launch(plan: Mapping[str, Any]) -> Launched:
     return Launched(ours, process, notes)
 
 
+def take_over(connection: socket.socket, process: Survivor) -> Launched:
+    """A launcher that somebody else has started, as if it were ours."""
+    _open_sockets.add(connection)
+    return Launched(connection, process, os.memfd_create("notes"))
+
+
 def launch_ahead(key: str, plan: Mapping[str, Any]) -> None:
     """Start a launcher for whoever takes it by its key; it ends with this process otherwise."""
-    _ahead[key] = launch(plan)
+    _ahead[key] = launch({**plan, "key": key})
 
 
 def take(key: str) -> Launched | None:

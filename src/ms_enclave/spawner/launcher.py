@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -21,7 +22,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from ms_enclave.spawner import _calls as calls
-from ms_enclave.spawner import cgroups, root
+from ms_enclave.spawner import alone, cgroups, root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,20 +69,33 @@ def main(control: int, plan_file: int) -> None:
     with open(plan_file, "rb") as file:
         plan: LauncherPlan = json.load(file)
     peer = socket.socket(fileno=control)
-    first, lock = -1, -1
+    first, lock, listener = -1, -1, None
     try:
+        if plan["keep"] is not None:
+            from ms_enclave.spawner import keeping  # most stations end with their owner
+
+            listener = step("announce", keeping.announce, plan["keep"], plan["instance"])
         first, lock = choose_ids()
         station, groups, ours = _start(plan, control, first)
     except StartError as error:
+        _withdraw(plan)
         peer.send(json.dumps(error.row).encode())
         return
     peer.close()
-    _serve(ours, plan["volumes"], first)
+    _serve(ours, plan["volumes"], first, listener)
+    _withdraw(plan)
     os.waitpid(station, 0)
     for group in groups:
         remove_group(group.path)
     if lock >= 0:
         os.close(lock)
+
+
+def _withdraw(plan: LauncherPlan) -> None:
+    if plan["keep"] is not None:
+        from ms_enclave.spawner import keeping  # most stations end with their owner
+
+        keeping.withdraw(plan["keep"], plan["instance"])
 
 
 def be_ordinary() -> None:
@@ -151,13 +165,18 @@ def _clone_station(
     return pid, ours
 
 
-def _serve(ours: socket.socket, volumes: list[BindRow], first: int | None) -> None:
+def _serve(
+    ours: socket.socket, volumes: list[BindRow], first: int | None, listener: socket.socket | None
+) -> None:
     """Answer the station until it is gone. A request is the number of a writable volume of the
-    plan and the user of a slot; nothing else can be asked for."""
+    plan and the user of a slot, or one for the next owner; nothing else can be asked for."""
     while True:
         request = ours.recv(256)
         if not request:
             return
+        if request == alone.NEXT and listener is not None:
+            _send_next_owner(ours, listener)
+            continue
         index, user = (int(word) for word in request.split())
         tree = -1
         try:
@@ -169,6 +188,22 @@ def _serve(ours: socket.socket, volumes: list[BindRow], first: int | None) -> No
         finally:
             if tree >= 0:
                 os.close(tree)
+
+
+def _send_next_owner(ours: socket.socket, listener: socket.socket) -> None:
+    """Wait for a connection by the same user, and hand it to the station; or for its end."""
+    from ms_enclave.spawner.keeping import peer_of
+
+    poll = select.poll()
+    for end in (ours, listener):
+        poll.register(end, select.POLLIN)
+    while ours.fileno() not in (ready := [descriptor for descriptor, _ in poll.poll()]):
+        if listener.fileno() in ready:
+            connection, _ = listener.accept()
+            with connection:
+                if peer_of(connection).user == os.geteuid():
+                    socket.send_fds(ours, [b"owner"], [connection.fileno()])
+                    return
 
 
 def _mapped_tree(source: str, user: int, first: int | None) -> int:

@@ -6,8 +6,9 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
 launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `look`, `spawn`, `signal`, `kill`, `close`, each with a number `q` that the answer
-repeats. Events: `ready`, `exit`, `lost`.
+Requests: `open`, `look`, `spawn`, `signal`, `kill`, `close` and, for sandboxes that outlive their
+owner, `list`, `recall`, `renew`, `end`; each with a number `q` that the answer repeats. Events:
+`ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 
 from ms_enclave.spawner import _calls as calls
 from ms_enclave.spawner import (
+    alone,
     cgroups,
     root,
     slot,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         OpenRequest,
         PrepareRequest,
         ProcessRequest,
+        RenewRequest,
         SignalRequest,
         SpawnRequest,
         StationPlan,
@@ -81,6 +84,8 @@ class Box:
         self.group = group
         self.processes: dict[int, Process] = {}
         self.closing: int | None = None
+        self.user: User = (0, 0)
+        self.kept: alone.Kept | None = None
 
 
 class Process:
@@ -130,6 +135,7 @@ class Station:
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
         self.zygotes = self.make_zygotes()
+        self.alone = alone.Alone(self, keeps=plan["keep"] is not None)
 
     def make_zygotes(self) -> zygote.Zygotes:
         return zygote.Zygotes(self)
@@ -142,23 +148,35 @@ class Station:
         self.zygotes.start()
         self.settle_down()
         self.send({"event": "ready", **self.describe()})
-        own = {self.control.fileno(), self.life.fileno(), self.events}
-        while True:
-            preparing = {p.channel.fileno(): key for key, p in self.zygotes.preparing.items()}
-            poll = select.poll()
-            for descriptor in (*own, *preparing):
-                poll.register(descriptor, select.POLLIN)
-            for descriptor, _ in poll.poll(self.patience()) or self.rest():
-                if descriptor == self.life.fileno():
-                    return
-                if descriptor == self.events:
-                    self.drain()
-                elif descriptor in preparing:
-                    self.zygotes.advance(preparing[descriptor])
-                elif not self.receive():
-                    return
-            self.reap()
-            self.look_after()
+        while self.turn():
+            pass
+
+    def turn(self) -> bool:
+        """Wait for something and see to it; False when it is time to end."""
+        preparing = {p.channel.fileno(): key for key, p in self.zygotes.preparing.items()}
+        own = {self.life.fileno(), self.events}
+        if self.alone.since is None:
+            own.add(self.control.fileno())
+        poll = select.poll()
+        for descriptor in (*own, *preparing):
+            poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(self.patience()) or self.rest():
+            if descriptor in preparing:
+                self.zygotes.advance(preparing[descriptor])
+            elif not self.see_to(descriptor):
+                return False
+        self.reap()
+        self.look_after()
+        return self.alone.look()
+
+    def see_to(self, descriptor: int) -> bool:
+        """Take what came; False when it is time to end."""
+        if descriptor == self.life.fileno():
+            return self.alone.take_owner()
+        if descriptor == self.events:
+            self.drain()
+            return True
+        return self.receive() or self.alone.begin()
 
     def settle_down(self) -> None:
         """Stay on one processor together with the carriers: a stop seen from another one takes
@@ -190,6 +208,8 @@ class Station:
         """Milliseconds until something has to be looked at again; None for never."""
         if self.leftovers or any(process.ending for process in self.processes.values()):
             return _TICK * 1000
+        if self.alone.since is not None:
+            return self.alone.patience()
         if any(self.is_watched(process) for process in self.processes.values()):
             return _WATCH * 1000
         if self.zygotes.asked and not self.processes:
@@ -207,17 +227,27 @@ class Station:
             "kills_by_group": self.groups.killing is not None,
             "traced": self.zygotes.reason is None,
             "cold_reason": self.zygotes.reason,
+            "key": self.plan["key"],
+            "release": self.plan["release"],
         }
 
     def send(self, row: Mapping[str, object]) -> None:
+        if self.alone.since is not None:
+            return
         try:
             self.control.send(json.dumps(row).encode())
         except (BrokenPipeError, ConnectionResetError):
-            raise SystemExit(0) from None
+            if not self.alone.begin():
+                raise SystemExit(0) from None
 
     def receive(self) -> bool:
         """Take one packet; False when the owner is gone."""
-        data, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, _DESCRIPTORS)
+        if self.alone.since is not None:
+            return True  # it went while something was told to it
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.control, _PACKET, _DESCRIPTORS)
+        except ConnectionResetError:
+            return False
         if not data:
             return False
         request = json.loads(data)
@@ -256,11 +286,17 @@ class Station:
             self.discard(place)
             raise
         box = Box(request["box"], place, store, group)
+        if "kept" in request:
+            box.kept = alone.Kept(request["kept"])
         self.boxes[box.name] = box
         self.by_init[place.init] = box
-        first = place.first_id
-        host_user = None if first is None else first + user[0]
-        return {"ok": {"init": place.init, "layered": store.layered, "user": host_user}}
+        box.user = user
+        return {"ok": self.facts_of(box)}
+
+    def facts_of(self, box: Box) -> dict[str, object]:
+        first = box.slot.first_id
+        host_user = None if first is None else first + box.user[0]
+        return {"init": box.slot.init, "layered": box.store.layered, "user": host_user}
 
     def inner_user(self, wanted: list[int]) -> User:
         """Who a sandbox's user is for the kernel inside: with a one-id map there is only one."""
@@ -312,6 +348,31 @@ class Station:
             self.free_numbers.add(place.number)
         else:
             self.discarded[place.init] = place.number  # its ids are free when it is reaped
+
+    def do_list(self, _request: BoxRequest, _descriptors: list[int]) -> Answer:
+        """The sandboxes that a last owner left."""
+        return {"ok": {"boxes": [box.name for box in self.boxes.values() if box.closing is None]}}
+
+    def do_recall(self, request: BoxRequest, _descriptors: list[int]) -> Answer:
+        """What a last owner noted of a sandbox, and the seconds that it was promised still."""
+        box = self.boxes.get(request["box"])
+        if box is None or box.kept is None or box.closing is not None:
+            return {"error": {"errno": None, "text": "the sandbox is gone"}}
+        until = box.kept.expires
+        left = None if until is None else until - time.monotonic()
+        return {"ok": {"note": box.kept.note, "left": left, **self.facts_of(box)}}
+
+    def do_renew(self, request: RenewRequest, _descriptors: list[int]) -> Answer:
+        """Let a sandbox live for so many seconds from now."""
+        box = self.boxes.get(request["box"])
+        if box is not None and box.kept is not None:
+            box.kept.expires = time.monotonic() + request["ttl"]
+        return {"ok": {}}
+
+    def do_end(self, _request: BoxRequest, _descriptors: list[int]) -> Answer:
+        """From now on the end of the owner is the end of the station."""
+        self.alone.keeps = False
+        return {"ok": {}}
 
     def do_look(self, request: BoxRequest, _descriptors: list[int]) -> Answer:
         """Whether a sandbox is there; one whose init has begun to end is not."""
@@ -443,6 +504,12 @@ class Station:
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if killed and not process.ending and not survey.is_alive(process.box.slot.init):
+            self.forget(
+                process
+            )  # its sandbox is lost, which is about to be said, and not its doing
+            return
         figures = process.group.figures()
         cause = process.cause or self.limit_hit(process, status, usage, figures)
         total = usage.ru_utime + usage.ru_stime
@@ -506,7 +573,8 @@ class Station:
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]
         if (
-            len(self.spare) < self.plan["spare_slots"]
+            self.alone.since is None
+            and len(self.spare) < self.plan["spare_slots"]
             and now >= self.no_spare_before
             and not select.select([self.control], [], [], 0)[0]
         ):

@@ -10,15 +10,21 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
+from ms_enclave.errors import IsolationUnavailableError, SandboxStartError
 from ms_enclave.loop import add_closer, remove_closer
+from ms_enclave.spawner import keeping
 from ms_enclave.spawner.client import StationClient
-from ms_enclave.spawner.launch import take
+from ms_enclave.spawner.launch import take, take_over
+from ms_enclave.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["acquire", "end_all_of", "release"]
+__all__ = ["acquire", "adopt_all", "end_all_of", "leave_all_of", "release"]
+
+_ADOPT_SECONDS = 5.0
 
 _stations: dict[tuple[str, str], StationClient] = {}
 _locks: dict[tuple[str, str], anyio.Lock] = {}
@@ -47,10 +53,10 @@ async def acquire(owner: str, key: str, plan: Mapping[str, Any]) -> StationClien
             await _end(place)
             station = None
         if station is None:
-            station = StationClient(plan, take(key))
+            station = StationClient({**plan, "key": key}, take(key))
             await station.start()
             _stations[place] = station
-            add_closer(station, station.close, last=True)
+            add_closer(station, station.leave if station.keeps else station.close, last=True)
         station.users += 1
         return station
 
@@ -72,6 +78,50 @@ async def end_all_of(owner: str) -> None:
         async with _locks[place]:
             if place in _stations:
                 await _end(place)
+
+
+async def adopt_all(owner: str, path: str) -> tuple[list[StationClient], list[str]]:
+    """The stations that a last owner left in a folder, now this one's; and what was lost of them.
+
+    Precondition: this owner has locked the folder.
+    """
+    found, complaints = await anyio.to_thread.run_sync(keeping.find, path)
+    adopted: list[StationClient] = []
+
+    async def one(survivor: keeping.Survivor) -> None:
+        launched = take_over(survivor.connection, survivor)
+        station = StationClient({"keep": path}, launched)
+        try:
+            await station.start(_ADOPT_SECONDS)
+        except (SandboxStartError, IsolationUnavailableError) as error:
+            complaints.append(error.message)
+            return
+        if station.facts["release"] != __version__:
+            release = station.facts["release"]
+            complaints.append(f"version {release} made them, and only that can adopt them")
+            await station.leave()
+            return
+        place = (owner, station.facts["key"])
+        while place in _stations:
+            place = (owner, f"{place[1]}+")  # it serves what it has, and no new one
+        _stations[place] = station
+        _locks.setdefault(place, anyio.Lock())
+        add_closer(station, station.leave, last=True)
+        adopted.append(station)
+
+    async with anyio.create_task_group() as group:
+        for survivor in found:
+            group.start_soon(one, survivor)
+    return adopted, complaints
+
+
+async def leave_all_of(owner: str) -> None:
+    """Let go of the owner's stations that are to outlive it."""
+    for place, station in list(_stations.items()):
+        if place[0] == owner and station.keeps:
+            del _stations[place]
+            remove_closer(station)
+            await station.leave()
 
 
 async def _end(place: tuple[str, str]) -> None:

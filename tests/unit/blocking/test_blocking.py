@@ -47,7 +47,11 @@ def test_it_is_what_the_script_writes() -> None:
 
 PAIRS = [
     (Files, blocking.Files, set[str]()),
-    (Sandbox, blocking.Sandbox, {"release_owner", "diagnose", "get_execution_context"}),
+    (
+        Sandbox,
+        blocking.Sandbox,
+        {"adopt", "leave_owner", "release_owner", "diagnose", "get_execution_context"},
+    ),
     (SandboxManager, blocking.SandboxManager, set[str]()),
     (LocalSandboxManager, blocking.LocalSandboxManager, set[str]()),
 ]
