@@ -226,7 +226,6 @@ async def test_a_required_guard_that_is_off_is_a_refusal() -> None:
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        ({"network_enabled": True}, CapabilityError),
         ({"on_owner_death": "keep"}, CapabilityError),
         ({"isolation": "landlock"}, IsolationUnavailableError),
     ],

@@ -7,6 +7,7 @@ import json
 import platform
 from typing import TYPE_CHECKING, Any
 
+from ms_enclave.boxes._process_network import REFUSED, helpers
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.spawner import seccomp
 from ms_enclave.version import __version__
@@ -177,13 +178,17 @@ def landlock_user(user: str | int | None, own: int) -> tuple[int, int]:
     return own, own
 
 
-def capabilities(facts: Mapping[str, Any], layered: bool) -> frozenset[str]:
+def capabilities(
+    facts: Mapping[str, Any], layered: bool, *, network: bool = False
+) -> frozenset[str]:
     """What a box can do, from what its station could get."""
     del facts, layered  # forks and checkpoints, which need both, are not built yet
-    return frozenset({"python", "limits", "isolation"})
+    return frozenset({"python", "limits", "isolation", *(["network"] if network else [])})
 
 
-def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport:
+def isolation_report(
+    facts: Mapping[str, Any], layered: bool, *, network: bool = False
+) -> IsolationReport:
     """Which walls stand, as the station built them."""
     from ms_enclave.model import IsolationReport  # slow to import; a plan can be made without it
 
@@ -206,6 +211,7 @@ def isolation_report(facts: Mapping[str, Any], layered: bool) -> IsolationReport
         "cgroup_cpu": active("cpu" in controllers),
         "cgroup_kill": active(facts["kills_by_group"]),
         "layers": active(layered),
+        "no_network": active(not network),
         "zygote": active(facts["traced"]),
         "landlock": "n/a",
     }
@@ -235,6 +241,7 @@ def landlock_report(facts: Mapping[str, Any]) -> IsolationReport:
         "no_capabilities": "on",
         "seccomp": "on",
         "rlimits": "on",
+        "no_network": "on",
         "landlock": "on",
         "landlock_ports": active(version >= 4),
         "landlock_scopes": active(version >= 6),
@@ -271,6 +278,8 @@ def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
         "layers": True,
         "keep": None,
         "release": __version__,
+        "helpers": helpers(),
+        "refused": list(REFUSED),
         "filter": seccomp.filter_for("carrier").hex(),
         "init_filter": seccomp.filter_for("namespaces").hex(),
     }

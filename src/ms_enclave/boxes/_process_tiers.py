@@ -34,6 +34,8 @@ class Place:
     user: int | None
     """Its user on the host; None where it has none of its own."""
     layered: bool = False
+    network: bool = False
+    """Whether it is to have one."""
     moved: Sequence[tuple[str, str]] = ()
     """Folders that callers may name, and where they really are."""
     env: tuple[tuple[str, str], ...] = ()
@@ -84,7 +86,7 @@ class Namespaces(Tier):
         return requests.station_plan(plan, config.working_dir)
 
     def place(self, config: ProcessSandboxConfig, box: Mapping[str, Any]) -> Place:
-        return Place(config.working_dir, box["user"], box["layered"])
+        return Place(config.working_dir, box["user"], box["layered"], config.network_enabled)
 
     def user(
         self, user: str | int | None, facts: Mapping[str, Any], place: Place
@@ -92,7 +94,7 @@ class Namespaces(Tier):
         return requests.resolve_user(user, facts["root_mode"])
 
     def report(self, facts: Mapping[str, Any], place: Place) -> IsolationReport:
-        return requests.isolation_report(facts, place.layered)
+        return requests.isolation_report(facts, place.layered, network=place.network)
 
 
 class Landlock(Tier):
@@ -101,6 +103,8 @@ class Landlock(Tier):
     name = "landlock"
 
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
+        if config.network_enabled:
+            raise CapabilityError("network", remedy="use isolation='namespace'")
         as_root = os.geteuid() == 0
         _refuse_what_needs_mounts(plan, config, as_root)
         if config.on_owner_death == "keep":

@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._process_network import refuse_without_helper
 from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
 from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
 from ms_enclave.boxes.base import PROCESS_WIDE, Keeping, Sandbox
@@ -68,7 +69,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset({"python", "limits", "isolation"})
+    offers = frozenset({"python", "limits", "isolation", "network"})
 
     _station: StationClient
     _plan: RuntimePlan
@@ -109,12 +110,16 @@ class ProcessSandbox(Sandbox):
         self._place = self._tier.place(config, box)
         stack.callback(setattr, self, "config", config)
         self.config = config.model_copy(update={"working_dir": self._place.work})
+        if self._place.network:
+            await _attach_network(station, self.id)
         if config.preload:
             await _prepare(station, list(config.preload))
         self._environment = {
             **self._environment, "HOME": self._place.work, **dict(self._place.env)
         }  # fmt: skip
-        self._capabilities = requests.capabilities(station.facts, self._place.layered)
+        self._capabilities = requests.capabilities(
+            station.facts, self._place.layered, network=self._place.network
+        )
         self._isolation = self._tier.report(station.facts, self._place)
         _require_guards(self._isolation, config.require or ())
 
@@ -278,7 +283,7 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
 
     Raises:
         IsolationUnavailableError: not Linux.
-        CapabilityError: a network.
+        CapabilityError: a network, and the machine has nothing to make one with.
     """
     if sys.platform != "linux":
         from ms_enclave.boxes._process_probe import USE_LINUX
@@ -289,11 +294,19 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
             remedy=USE_LINUX,
         )
     if config.network_enabled:
+        refuse_without_helper()
+
+
+async def _attach_network(station: StationClient, name: str) -> None:
+    """Give a sandbox its way out. Raises CapabilityError where the machine's helpers cannot."""
+    try:
+        await station.ask("network", box=name)
+    except SandboxStartError as error:
         raise CapabilityError(
             "network",
-            message="The process sandbox has no network",
-            remedy="leave network_enabled at False (no --network); no sandbox type here has one",
-        )
+            message=f"The sandbox can have no network here: {error.message}",
+            remedy="see that pasta works by itself (pasta --config-net), or install slirp4netns",
+        ) from error
 
 
 async def _prepare(station: StationClient, modules: list[str]) -> None:

@@ -101,6 +101,8 @@ class Plan(TypedDict):
     keep: str | None
     key: str
     release: str
+    helpers: list[str]
+    refused: list[str]
 
 
 class LauncherPlan(Plan):

@@ -68,6 +68,8 @@ class Alone:
             self.station.kill_run(process, None)
         for preparation in self.station.zygotes.preparing.values():
             preparation.waiting.clear()
+        for way in self.station.networks.values():
+            way.question = None
         return True
 
     def look(self) -> bool:

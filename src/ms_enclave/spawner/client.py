@@ -269,7 +269,11 @@ class StationClient:
         """End a sandbox with everything in it; returns when it is gone."""
         self._boxes.pop(name, None)
         if self.alive:
-            await self.ask("close", box=name)
+            try:
+                await self.ask("close", box=name)
+            except SandboxLostError:
+                if self.alive:
+                    raise  # with its station it would be gone, too
 
     async def spawn(
         self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],

@@ -3,9 +3,9 @@
 The only part that may run as host root. It does what only the host can do (an id range that
 nobody else uses, control groups, trees of folders whose parents are closed), makes the station in
 namespaces of its own, writes its id map, and from then on only waits: to hand out a folder of the
-host that the plan already names, mapped to a slot's user, and to remove the control groups when
-the station is gone. CONTROL is the station's end of the control socket, PLAN a file with the
-plan as JSON.
+host that the plan already names, mapped to a slot's user, to start the helper of a network, and to
+remove the control groups when the station is gone. CONTROL is the station's end of the control
+socket, PLAN a file with the plan as JSON.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ms_enclave.spawner import alone, cgroups, root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn, ParamSpec, TypeVar
 
-    from ms_enclave.spawner._shapes import BindRow, LauncherPlan, StationPlan, Trees
+    from ms_enclave.spawner._shapes import LauncherPlan, StationPlan, Trees
+    from ms_enclave.spawner.helpers import Helpers
 
     _P = ParamSpec("_P")
     _T = TypeVar("_T")
@@ -82,7 +83,7 @@ def main(control: int, plan_file: int) -> None:
         peer.send(json.dumps(error.row).encode())
         return
     peer.close()
-    _serve(ours, plan["volumes"], first, listener)
+    _Desk(ours, plan, station, first).serve(listener)
     _withdraw(plan)
     os.waitpid(station, 0)
     for group in groups:
@@ -165,45 +166,96 @@ def _clone_station(
     return pid, ours
 
 
-def _serve(
-    ours: socket.socket, volumes: list[BindRow], first: int | None, listener: socket.socket | None
-) -> None:
-    """Answer the station until it is gone. A request is the number of a writable volume of the
-    plan and the user of a slot, or one for the next owner; nothing else can be asked for."""
-    while True:
-        request = ours.recv(256)
-        if not request:
-            return
-        if request == alone.NEXT and listener is not None:
-            _send_next_owner(ours, listener)
-            continue
-        index, user = (int(word) for word in request.split())
-        tree = -1
+class _Desk:
+    """Answers the station until it is gone, and looks after the helpers that it has asked for.
+
+    A request is the number of a writable volume of the plan and the user of a slot, or the number
+    of a helper of the plan and the two namespaces of a router, or one for the next owner; nothing
+    else can be asked for.
+    """
+
+    def __init__(
+        self, line: socket.socket, plan: LauncherPlan, station: int, first: int | None
+    ) -> None:
+        self._line = line
+        self._plan = plan
+        self._station = station
+        self._first = first
+        self._helpers: Helpers | None = None
+
+    def serve(self, listener: socket.socket | None) -> None:
+        """Serve to the end; `listener` is where the next owner comes to."""
+        waits = False
         try:
-            tree = _mapped_tree(volumes[index]["source"], user, first)
-            socket.send_fds(ours, [b"0|"], [tree])
+            while True:
+                helpers = [] if self._helpers is None else self._helpers.descriptors()
+                doors = [listener] if waits and listener is not None else []
+                ready = _wait([self._line.fileno(), *(d.fileno() for d in doors), *helpers])
+                if self._helpers is not None and ready.intersection(helpers):
+                    self._helpers.look_after()
+                for door in doors:
+                    if door.fileno() in ready:
+                        waits = not _send_next_owner(self._line, door)
+                if self._line.fileno() in ready:
+                    request, descriptors, _, _ = socket.recv_fds(self._line, 256, 2)
+                    if not request:
+                        return
+                    waits = waits or request == alone.NEXT
+                    self._answer(request, descriptors)
+        finally:
+            if self._helpers is not None:
+                self._helpers.end()
+
+    def _answer(self, request: bytes, descriptors: list[int]) -> None:
+        try:
+            if request.startswith(b"network"):
+                self._start_helper(int(request.split()[1]), descriptors)
+            elif request != alone.NEXT:
+                index, user = (int(word) for word in request.split())
+                self._show_volume(index, user)
         except (OSError, IndexError) as error:
             number = getattr(error, "errno", None) or errno.EINVAL
-            ours.send(f"{number}|{error}".encode())
+            self._line.send(f"{number}|{error}".encode())
         finally:
-            if tree >= 0:
-                os.close(tree)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _start_helper(self, choice: int, spaces: list[int]) -> None:
+        if self._helpers is None:
+            from ms_enclave.spawner.helpers import Helpers  # most stations never need it
+
+            programs = self._plan["helpers"]
+            self._helpers = Helpers(programs, self._station, self._first is not None)
+        line, addresses = self._helpers.start(choice, spaces)
+        with line:
+            socket.send_fds(self._line, [f"0|{' '.join(addresses)}".encode()], [line.fileno()])
+
+    def _show_volume(self, index: int, user: int) -> None:
+        tree = _mapped_tree(self._plan["volumes"][index]["source"], user, self._first)
+        try:
+            socket.send_fds(self._line, [b"0|"], [tree])
+        finally:
+            os.close(tree)
 
 
-def _send_next_owner(ours: socket.socket, listener: socket.socket) -> None:
-    """Wait for a connection by the same user, and hand it to the station; or for its end."""
+def _wait(descriptors: Iterable[int]) -> set[int]:
+    """Wait until there is something to read, or an end, at some of them; returns those."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll()}
+
+
+def _send_next_owner(ours: socket.socket, listener: socket.socket) -> bool:
+    """Hand a connection to the station; False, and it is closed, if it is not by the same user."""
     from ms_enclave.spawner.keeping import peer_of
 
-    poll = select.poll()
-    for end in (ours, listener):
-        poll.register(end, select.POLLIN)
-    while ours.fileno() not in (ready := [descriptor for descriptor, _ in poll.poll()]):
-        if listener.fileno() in ready:
-            connection, _ = listener.accept()
-            with connection:
-                if peer_of(connection).user == os.geteuid():
-                    socket.send_fds(ours, [b"owner"], [connection.fileno()])
-                    return
+    connection, _ = listener.accept()
+    with connection:
+        if peer_of(connection).user != os.geteuid():
+            return False
+        socket.send_fds(ours, [b"owner"], [connection.fileno()])
+        return True
 
 
 def _mapped_tree(source: str, user: int, first: int | None) -> int:

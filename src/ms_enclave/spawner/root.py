@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODE",
+    "DNS",
     "EMPTY",
     "GUEST",
     "IMAGE",
+    "RESOLVER",
     "STORE",
     "WRITABLE",
     "build",
@@ -43,6 +45,10 @@ STORE = "/run/enclave/store"
 """Where a store is shown for a moment, where the kernel cannot take parts of a hidden one."""
 EMPTY = ("/run/enclave/empty/file", "/run/enclave/empty/folder")
 """What hides a file or a folder that a sandbox must not see."""
+RESOLVER = "/run/enclave/resolv.conf"
+"""What a sandbox with a network has as its /etc/resolv.conf."""
+DNS = "192.0.2.3"
+"""The address at which such a sandbox asks for names."""
 
 _READ_ONLY = calls.MOUNT_READ_ONLY | calls.MOUNT_NOSUID | calls.MOUNT_NODEV
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -105,6 +111,7 @@ def build(plan: Plan, trees: Trees) -> None:
     for path, text in plan["files"].items():
         _write(f".{path}", text)
     _write(f".{EMPTY[0]}", "")
+    _write(f".{RESOLVER}", f"nameserver {DNS}\n")
     for tree, target in sorted([*trees, *devices], key=lambda pair: pair[1].count("/")):
         _attach(tree, f".{target}")
     for path, text in [*plan["links"], *_DEVICE_LINKS]:
@@ -140,7 +147,8 @@ def _build_image(plan: Plan) -> None:
     os.close(layers)
     for name in ("upper", "scratch"):
         os.mkdir(f"{holder}/{name}", 0o755)
-    options = f"lowerdir={_IMAGE_BASE},upperdir={holder}/upper,workdir={holder}/scratch,userxattr"
+    lower = _lower_layers(holder)
+    options = f"lowerdir={lower},upperdir={holder}/upper,workdir={holder}/scratch,userxattr"
     flags = calls.MS_NOSUID | calls.MS_NODEV
     calls.mount("overlay", IMAGE, "overlay", flags, options)
     beside = [(f"{_BESIDE}/guest", GUEST)]
@@ -158,6 +166,19 @@ def _build_image(plan: Plan) -> None:
         _refuse_links(target)
         _attach(calls.open_tree(source), IMAGE + target)
     calls.mount("", IMAGE, None, calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | flags)
+
+
+def _lower_layers(holder: str) -> str:
+    """The given root, below an /etc/resolv.conf that can be mounted on if it has none itself.
+
+    In many an image that is a link to nowhere. A layer, because the folder may be somebody's whom
+    the station cannot write as.
+    """
+    folder, name = f"{_IMAGE_BASE}/etc", f"{_IMAGE_BASE}/etc/resolv.conf"
+    if os.path.islink(folder) or (os.path.isfile(name) and not os.path.islink(name)):
+        return _IMAGE_BASE
+    _write(f"{holder}/own/etc/resolv.conf", "")
+    return f"{holder}/own:{_IMAGE_BASE}"
 
 
 def _refuse_links(path: str) -> None:

@@ -6,9 +6,9 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
 launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `look`, `spawn`, `signal`, `kill`, `close` and, for sandboxes that outlive their
-owner, `list`, `recall`, `renew`, `end`; each with a number `q` that the answer repeats. Events:
-`ready`, `exit`, `lost`.
+Requests: `open`, `network`, `look`, `spawn`, `signal`, `kill`, `close` and, for sandboxes that
+outlive their owner, `list`, `recall`, `renew`, `end`; each with a number `q` that the answer
+repeats. Events: `ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ms_enclave.spawner import _calls as calls
 from ms_enclave.spawner import (
     alone,
     cgroups,
+    network,
     root,
     slot,
     survey,
@@ -38,7 +39,7 @@ from ms_enclave.spawner import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from resource import struct_rusage
     from typing import Any
 
@@ -123,11 +124,13 @@ class Station:
         self.plan = plan
         self.processors = os.sched_getaffinity(0)
         self.own_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self.own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.groups = cgroups.Station(plan["groups"])
         self.boxes: dict[str, Box] = {}
         self.processes: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
         self.by_init: dict[int, Box] = {}
+        self.networks: dict[str, network.Network] = {}
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
         self.discarded: dict[int, int] = {}
@@ -160,11 +163,15 @@ class Station:
         poll = select.poll()
         for descriptor in (*own, *preparing):
             poll.register(descriptor, select.POLLIN)
-        for descriptor, _ in poll.poll(self.patience()) or self.rest():
-            if descriptor in preparing:
-                self.zygotes.advance(preparing[descriptor])
-            elif not self.see_to(descriptor):
+        for descriptor, kinds in self.network_descriptors():
+            poll.register(descriptor, kinds)
+        events = {descriptor for descriptor, _ in poll.poll(self.patience()) or self.rest()}
+        for descriptor in events & preparing.keys():
+            self.zygotes.advance(preparing[descriptor])
+        for descriptor in events & own:
+            if not self.see_to(descriptor):
                 return False
+        self.advance_networks(events)
         self.reap()
         self.look_after()
         return self.alone.look()
@@ -214,6 +221,9 @@ class Station:
             return _WATCH * 1000
         if self.zygotes.asked and not self.processes:
             return _IDLE * 1000
+        waits = [way.wait for way in self.networks.values() if way.wait is not None]
+        if waits:
+            return min(waits) * 1000
         few = len(self.spare) < self.plan["spare_slots"]
         if few and time.monotonic() >= self.no_spare_before:
             return _IDLE * 1000
@@ -325,6 +335,39 @@ class Station:
             trees.append((descriptors[0], volume["target"]))
         return trees
 
+    def do_network(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
+        """Give a sandbox a way out; answered when it is there, or with why it cannot be."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "the sandbox is gone"}
+        helpers = len(self.plan["helpers"])
+        refused = self.plan["refused"]
+        way = network.Network(box.slot, self.life, helpers, refused, self.own_network)
+        way.question = request["q"]
+        self.networks[box.name] = way
+        network.show_resolver(box.slot, self.own_mounts)
+        return None
+
+    def network_descriptors(self) -> Iterator[tuple[int, int]]:
+        for way in self.networks.values():
+            yield from way.descriptors.items()
+
+    def advance_networks(self, events: set[int]) -> None:
+        for way in self.networks.values():
+            due = way.wait == 0.0 and self.alone.since is None  # the launcher talks of owners then
+            if not due and events.isdisjoint(way.descriptors):
+                continue
+            answer: Answer | None = None
+            try:
+                way.advance()
+            except OSError as error:
+                answer = {"error": {"errno": error.errno, "text": str(error.strerror)}}
+            if way.up:
+                answer = {"ok": {}}
+            if answer is not None and way.question is not None:
+                self.send({"q": way.question, **answer})
+                way.question = None
+
     def take_slot(self) -> slot.Slot:
         return self.spare.pop() if self.spare else self.make_slot()
 
@@ -386,6 +429,8 @@ class Station:
         if box is None:
             return {"ok": {}}
         box.closing = request["q"]
+        if box.name in self.networks:
+            self.networks[box.name].leave()
         os.kill(box.slot.init, signal.SIGKILL)  # the kernel takes the whole namespace with it
         return None
 
@@ -394,6 +439,8 @@ class Station:
         del self.boxes[box.name]
         del self.by_init[box.slot.init]
         self.free_numbers.add(box.slot.number)
+        if box.name in self.networks:
+            self.networks.pop(box.name).end()
         box.store.close()
         self.let_go(box.group)
         if box.closing is None:
