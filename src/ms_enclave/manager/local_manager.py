@@ -295,7 +295,6 @@ class LocalSandboxManager(SandboxManager):
 
     # --- sandboxes ---
 
-    @on_loop
     async def create_sandbox(
         self,
         sandbox_type: str = AUTO,
@@ -303,13 +302,36 @@ class LocalSandboxManager(SandboxManager):
         sandbox_id: str | None = None,
     ) -> str:
         """Make and start a sandbox; gives its id. See `SandboxManager.create_sandbox`."""
+        made: list[Sandbox] = []
+        try:
+            return await self._create_into(made, sandbox_type, config, sandbox_id)
+        except anyio.get_cancelled_exc_class():
+            # It may have been done in the moment in which its caller was cancelled.
+            with anyio.CancelScope(shield=True):
+                await self._take_back(made)
+            raise
+
+    @on_loop
+    async def _take_back(self, made: list[Sandbox]) -> None:
+        for sandbox in made:
+            await self._destroy(sandbox)
+
+    @on_loop
+    async def _create_into(
+        self,
+        made: list[Sandbox],
+        sandbox_type: str,
+        config: SandboxConfig | Mapping[str, Any] | None,
+        sandbox_id: str | None,
+    ) -> str:
         self._require_own_process()
         if not self._stopped:
             await self.start()
         self._require_running()
         if config is None:
             config = self.config.sandbox_config
-        return (await self._create(_name(sandbox_type), config, sandbox_id)).id
+        made.append(await self._create(_name(sandbox_type), config, sandbox_id))
+        return made[0].id
 
     async def _create(
         self,

@@ -551,14 +551,10 @@ class Station:
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        if killed and not process.ending and not survey.is_alive(process.box.slot.init):
-            self.forget(
-                process
-            )  # its sandbox is lost, which is about to be said, and not its doing
-            return
         figures = process.group.figures()
         cause = process.cause or self.limit_hit(process, status, usage, figures)
+        if cause is None and self.went_with_its_box(process, status):
+            cause = "infra"
         total = usage.ru_utime + usage.ru_stime
         scale = figures.cpu / total if figures.cpu is not None and total > 0 else 1.0
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
@@ -568,7 +564,7 @@ class Station:
             "peak_memory": peak, "processes": figures.processes or process.count or None,
             "source": self.groups.source,
         }  # fmt: skip
-        if cause is not None:
+        if cause is not None and cause != "infra":
             # It ran into a limit: what it left behind holds what the next one needs.
             self.kill_run(process, cause)
             process.last_words = row
@@ -578,6 +574,11 @@ class Station:
         self.send(row)
         if not process.kill_requests:
             self.forget(process)
+
+    def went_with_its_box(self, process: Process, status: int) -> bool:
+        """Whether nobody wanted its end, but the end of all that was in the sandbox."""
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        return killed and not process.ending and not survey.is_alive(process.box.slot.init)
 
     def limit_hit(
         self, process: Process, status: int, usage: struct_rusage, figures: cgroups.Figures

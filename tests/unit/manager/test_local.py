@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,20 @@ async def test_a_sandbox_for_a_block_is_not_lost_when_it_is_cancelled_at_any_tim
         with anyio.move_on_after(delay / 2000):
             await use()
     assert manager._sandboxes == {}
+
+
+async def test_a_creation_that_was_just_done_when_it_was_cancelled_is_taken_back(
+    manager: LocalSandboxManager, script: Script
+) -> None:
+    await manager.start()
+    async with anyio.create_task_group() as group:
+        group.start_soon(manager.create_sandbox, "nothing")
+        await anyio.sleep(0)
+        time.sleep(0.1)  # it ends on its own loop, and this one does not hear of it yet
+        assert len(manager._sandboxes) == 1
+        group.cancel_scope.cancel()
+    assert manager._sandboxes == {}
+    assert not script.open_now
 
 
 async def test_an_id_is_used_once(manager: LocalSandboxManager) -> None:
