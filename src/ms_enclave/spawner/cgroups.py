@@ -312,6 +312,12 @@ class Station:
         return counted and "memory" in self.controllers and self.killing is not None
 
     @property
+    def kills_one_by_one(self) -> bool:
+        """Whether the kernel ends one process of a group for memory and leaves the others."""
+        memory = self.controllers.get("memory")
+        return memory is not None and memory.version == 1
+
+    @property
     def source(self) -> str:
         """Where figures come from, for `Usage.source`."""
         memory = self.controllers.get("memory")
@@ -418,8 +424,7 @@ class Group:
         figures = Figures()
         if hierarchy := self._with("memory"):
             first = hierarchy.version == 1
-            events = self._read(hierarchy, "memory.oom_control" if first else "memory.events")
-            figures.oom_kills = _number(events, "oom_kill")
+            figures.oom_kills = self.oom_kills()
             peak = self._read(hierarchy, "memory.max_usage_in_bytes" if first else "memory.peak")
             figures.peak_memory = int(peak) if peak else None
         if hierarchy := self._with("pids"):
@@ -428,6 +433,13 @@ class Group:
             figures.processes = int(most) if most else None
         figures.cpu = self.cpu()
         return figures
+
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel has ended for want of memory."""
+        if hierarchy := self._with("memory"):
+            file = "memory.oom_control" if hierarchy.version == 1 else "memory.events"
+            return _number(self._read(hierarchy, file), "oom_kill")
+        return 0
 
     def cpu(self) -> float | None:
         """Seconds of processor time so far."""

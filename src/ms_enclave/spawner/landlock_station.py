@@ -85,8 +85,8 @@ class Yard:
         self.used = self.files = 0
         self.used_before: dict[int, int] = {}
 
-    def members(self) -> survey.Members:
-        return survey.descendants(self.init, self.door)
+    def members(self, crowd: survey.Crowd | None = None) -> survey.Members:
+        return survey.descendants(self.init, self.door, crowd)
 
     def outside(self, _user: User) -> int:
         """0: whoever made this station may also move its processes between its groups."""

@@ -66,9 +66,9 @@ class Slot:
         self.first_id = first_id
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
 
-    def members(self) -> survey.Members:
+    def members(self, crowd: survey.Crowd | None = None) -> survey.Members:
         """Every process of the slot but its init."""
-        return survey.in_namespace(self.init, self.namespace)
+        return survey.in_namespace(self.init, self.namespace, crowd)
 
     def outside(self, user: User) -> int:
         """The station's number for a user of the slot; 0 for the only one of a one-id map."""

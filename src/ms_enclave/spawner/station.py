@@ -101,11 +101,13 @@ class Process:
         self.group = group
         self.cpu_limit = request.get("cpu_time")
         self.memory_limit = request.get("memory")
+        self.pids_limit = request.get("pids")
         self.before: dict[int, int] = {}  # who was in the slot already
         self.cause: str | None = None
         self.ended = False
         self.peak = 0
         self.count = 0
+        self.crowded = False  # seen with as many processes as it may have
         self.kill_requests: list[int] = []
         self.last_words: ExitRow | None = None
 
@@ -552,15 +554,15 @@ class Station:
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
         figures = process.group.figures()
+        left = None if self.groups.complete else self.look_at(process)
         cause = process.cause or self.limit_hit(process, status, usage, figures)
         if cause is None and self.went_with_its_box(process, status):
             cause = "infra"
-        total = usage.ru_utime + usage.ru_stime
-        scale = figures.cpu / total if figures.cpu is not None and total > 0 else 1.0
+        cpu_user, cpu_system = _split(usage, figures.cpu, 0.0 if left is None else left.cpu)
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
         row: ExitRow = {
             "event": "exit", "process": process.number, "status": status, "cause": cause,
-            "cpu_user": usage.ru_utime * scale, "cpu_system": usage.ru_stime * scale,
+            "cpu_user": cpu_user, "cpu_system": cpu_system,
             "peak_memory": peak, "processes": figures.processes or process.count or None,
             "source": self.groups.source,
         }  # fmt: skip
@@ -569,7 +571,7 @@ class Station:
             self.kill_run(process, cause)
             process.last_words = row
             return
-        if figures.refused_forks:
+        if figures.refused_forks or process.crowded:
             self.kill_run(process, None)  # it ended well, but leaves no room for the next
         self.send(row)
         if not process.kill_requests:
@@ -585,7 +587,8 @@ class Station:
     ) -> str | None:
         """The limit that a process ended for, if what counts it says so.
 
-        Nothing but a control group counts the forks that were refused.
+        Nothing but a control group counts the forks that were refused. Without one, a run that
+        fails and had as many processes as it may have counts as having been refused one more.
         """
         if figures.oom_kills:
             return "oom"
@@ -594,7 +597,7 @@ class Station:
         out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
         if out_of_time and process.cpu_limit is not None:
             return "cpu_timeout"
-        if figures.refused_forks:
+        if figures.refused_forks or process.crowded:
             return "process_limit"
         most = None if "memory" in self.groups.controllers else process.memory_limit
         if most is not None and usage.ru_maxrss * 1024 > 2 * most:
@@ -608,6 +611,7 @@ class Station:
 
     def look_after(self) -> None:
         now = time.monotonic()
+        crowd: survey.Crowd | None = None
         for process in list(self.processes.values()):
             if process.ending and self.gone(process):
                 if process.last_words is not None:
@@ -616,7 +620,8 @@ class Station:
                     self.send({"q": number, "ok": {}})
                 self.forget(process)
             elif not process.ended and self.is_watched(process):
-                self.watch(process)
+                crowd = crowd or survey.Crowd()
+                self.watch(process, crowd)
         self.leftovers = [
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]
@@ -634,24 +639,48 @@ class Station:
         self.zygotes.give_up_late()
 
     def is_watched(self, process: Process) -> bool:
-        """Limits that no control group holds are held by looking."""
-        unlimited = "memory" not in self.groups.controllers
-        return process.cpu_limit is not None or (unlimited and process.memory_limit is not None)
+        """Limits that no control group holds, or tells of, are held by looking."""
+        unheld = not {"memory", "pids"} <= self.groups.controllers.keys()
+        one_by_one = self.groups.kills_one_by_one and process.memory_limit is not None
+        return process.cpu_limit is not None or unheld or one_by_one
 
-    def watch(self, process: Process) -> None:
+    def watch(self, process: Process, crowd: survey.Crowd) -> None:
+        if self.groups.kills_one_by_one and process.group.oom_kills():
+            self.kill_run(process, "oom")  # the rest may wait for ever for the one that it lost
         cpu = process.group.cpu()
-        most = None if "memory" in self.groups.controllers else process.memory_limit
-        if cpu is None or most is not None:
-            seen = survey.usage(
-                process.box.slot, process.pid, process.before, self.others(process), most
-            )
+        if cpu is None or not {"memory", "pids"} <= self.groups.controllers.keys():
+            seen = self.look_at(process, crowd)
             cpu = seen.cpu if cpu is None else cpu
-            process.peak = max(process.peak, seen.memory)
-            process.count = max(process.count, seen.processes)
-            if most is not None and seen.memory > most:
-                self.kill_run(process, "oom")
         if process.cpu_limit is not None and cpu > process.cpu_limit:
             self.kill_run(process, "cpu_timeout")
+
+    def look_at(self, process: Process, crowd: survey.Crowd | None = None) -> survey.Usage:
+        """Look at what a run uses, remember the most of it, and end it for too much memory."""
+        most = None if "memory" in self.groups.controllers else process.memory_limit
+        members = process.box.slot.members(crowd)
+        seen = survey.usage(members, process.pid, process.before, self.others(process), most)
+        process.peak = max(process.peak, seen.memory)
+        process.count = max(process.count, seen.processes)
+        if "pids" not in self.groups.controllers and process.pids_limit is not None:
+            # The main one is not among them when it has just ended.
+            process.crowded = process.crowded or seen.tasks + process.ended >= process.pids_limit
+        if most is not None and seen.memory > most and not process.ended:
+            self.kill_run(process, "oom")
+        return seen
+
+
+def _split(usage: struct_rusage, counted: float | None, left: float) -> tuple[float, float]:
+    """Seconds of processor time in the program and in the kernel.
+
+    A control group counts everybody, `usage` only whom the main process has waited for; then
+    `left` is what those have used whom it has left behind.
+    """
+    known = usage.ru_utime + usage.ru_stime
+    if counted is None:
+        return usage.ru_utime + left, usage.ru_stime
+    if known <= 0:
+        return counted, 0.0
+    return counted * usage.ru_utime / known, counted * usage.ru_stime / known
 
 
 def main(control: int, life: int, plan_file: int) -> None:

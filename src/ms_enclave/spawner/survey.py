@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     class Place(Protocol):
         """Where a sandbox runs."""
 
-        def members(self) -> Members:
+        def members(self, crowd: Crowd | None = None) -> Members:
             """Every process of the sandbox, without what only serves it."""
             ...
 
 
 __all__ = [
+    "Crowd",
     "Usage",
     "children_of",
     "descendants",
@@ -44,14 +45,44 @@ _EXITING = 0x4  # PF_EXITING among the flags in /proc/PID/stat
 
 
 class Usage:
-    """Seconds of processor time, bytes in memory and processes of a run, at one moment."""
+    """Seconds of processor time, bytes in memory and processes of a run, at one moment; and
+    how many processes and threads its whole sandbox has."""
 
-    __slots__ = ("cpu", "memory", "processes")
+    __slots__ = ("cpu", "memory", "processes", "tasks")
 
     def __init__(self) -> None:
         self.cpu = 0.0
         self.memory = 0
         self.processes = 0
+        self.tasks = 0
+
+
+class Crowd:
+    """Everybody whom the station sees, looked at once for all of its sandboxes."""
+
+    def __init__(self) -> None:
+        self._pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        self._spaces: dict[int, list[int]] | None = None
+        self._everybody: Members | None = None
+
+    def of_namespace(self, namespace: int) -> list[int]:
+        """The pids in a pid namespace."""
+        if self._spaces is None:
+            self._spaces = {}
+            for pid in self._pids:
+                try:
+                    found = os.stat(f"/proc/{pid}/ns/pid").st_ino
+                except OSError:
+                    continue  # it has just gone
+                self._spaces.setdefault(found, []).append(pid)
+        return self._spaces.get(namespace, [])
+
+    def everybody(self) -> Members:
+        """All of them, the dead that nobody waited for included."""
+        if self._everybody is None:
+            rows = ((pid, _stat(pid)) for pid in self._pids)
+            self._everybody = {pid: fields for pid, fields in rows if fields}
+        return self._everybody
 
 
 def _stat(pid: int) -> list[bytes] | None:
@@ -88,31 +119,22 @@ def inner_pid(pid: int) -> int:
     return 0
 
 
-def in_namespace(init: int, namespace: int) -> Members:
+def in_namespace(init: int, namespace: int, crowd: Crowd | None = None) -> Members:
     """Every process of a pid namespace but its init."""
     found: Members = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == init:
-            continue
-        try:
-            if os.stat(f"/proc/{name}/ns/pid").st_ino != namespace:
-                continue
-        except OSError:
-            continue  # it has just gone
-        fields = _stat(int(name))
+    for pid in (crowd or Crowd()).of_namespace(namespace):
+        fields = None if pid == init else _stat(pid)
         if fields and fields[0] not in (b"Z", b"X"):
-            found[int(name)] = fields
+            found[pid] = fields
     return found
 
 
-def descendants(top: int, without: int = 0) -> Members:
+def descendants(top: int, without: int = 0, crowd: Crowd | None = None) -> Members:
     """Every process that descends from `top`, which must be a subreaper, but `without`."""
-    everybody: Members = {}
+    everybody = (crowd or Crowd()).everybody()
     below: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (fields := _stat(int(name))):
-            everybody[int(name)] = fields
-            below.setdefault(int(fields[1]), []).append(int(name))
+    for pid, fields in everybody.items():
+        below.setdefault(int(fields[1]), []).append(pid)
     found: Members = {}
     todo = [top]
     while todo:
@@ -125,11 +147,7 @@ def descendants(top: int, without: int = 0) -> Members:
 
 def children_of(pid: int) -> set[int]:
     """Its children, also those that have ended and were not waited for."""
-    found: set[int] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (fields := _stat(int(name))) and int(fields[1]) == pid:
-            found.add(int(name))
-    return found
+    return {child for child, fields in Crowd().everybody().items() if int(fields[1]) == pid}
 
 
 def standing(place: Place) -> dict[int, int]:
@@ -137,13 +155,10 @@ def standing(place: Place) -> dict[int, int]:
     return {pid: int(fields[19]) for pid, fields in place.members().items()}
 
 
-def _of_run(
-    place: Place, main: int, before: Mapping[int, int], others: set[int]
-) -> dict[int, list[bytes]]:
+def _of_run(members: Members, main: int, before: Mapping[int, int], others: set[int]) -> Members:
     """The members that descend from `main`: by parent, or orphans that were not there before it
     and that no other run's process is an ancestor of."""
-    members = place.members()
-    chosen: dict[int, list[bytes]] = {}
+    chosen: Members = {}
     for pid, fields in members.items():
         top, parent = pid, int(fields[1])
         while top not in others and top != main and parent in members:
@@ -155,15 +170,22 @@ def _of_run(
 
 
 def usage(
-    place: Place, main: int, before: Mapping[int, int], others: set[int], most: int | None = None
+    members: Members,
+    main: int,
+    before: Mapping[int, int],
+    others: set[int],
+    most: int | None = None,
 ) -> Usage:
     """What a run uses now. Processor time of descendants that ended and were waited for counts.
+
+    `members` are its sandbox's, `others` the main processes of the other runs there.
 
     Pages that processes share are counted for each of them, unless that comes to more than `most`
     bytes: then each gets its share of them, which takes longer to find out.
     """
     seen = Usage()
-    members = _of_run(place, main, before, others)
+    seen.tasks = sum(int(fields[17]) for fields in members.values())
+    members = _of_run(members, main, before, others)
     for fields in members.values():
         seen.cpu += sum(int(field) for field in fields[11:15]) / _TICKS
         seen.memory += int(fields[21]) * _PAGE
@@ -188,26 +210,38 @@ def _share(pid: int, resident: int) -> int:
 
 def kill_descendants(place: Place, main: int, before: Mapping[int, int], others: set[int]) -> int:
     """Kill a run with all that descends from it; returns how many were there."""
-    return stop_and_kill(lambda: _of_run(place, main, before, others))
+    return stop_and_kill(lambda: _of_run(place.members(), main, before, others))
 
 
 def stop_and_kill(look: Callable[[], Members]) -> int:
     """Kill whoever `look` finds, until it finds nobody new; returns how many were there."""
-    stopped: set[int] = set()
+    stopped: Members = {}
     for _ in range(_ROUNDS):
-        fresh = look().keys() - stopped
+        fresh = {pid: fields for pid, fields in look().items() if pid not in stopped}
         if not fresh:
             break
-        for pid in fresh:
-            _signal(pid, signal.SIGSTOP)
+        for pid, fields in fresh.items():
+            _signal(pid, fields, signal.SIGSTOP)
         stopped |= fresh
-    for pid in stopped:
-        _signal(pid, signal.SIGKILL)
+    for pid, fields in stopped.items():
+        _signal(pid, fields, signal.SIGKILL)
     return len(stopped)
 
 
-def _signal(pid: int, number: int) -> None:
+def _signal(pid: int, seen: list[bytes], number: int) -> None:
+    """Signal the process that was seen, and not another that has its number by now.
+
+    The descriptor holds whoever has the number; that it is still the same one is looked at after.
+    """
     try:
-        os.kill(pid, number)
+        held = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    try:
+        now = _stat(pid)
+        if now is not None and (not seen or now[19] == seen[19]):
+            signal.pidfd_send_signal(held, number)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(held)
