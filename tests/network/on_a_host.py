@@ -17,8 +17,9 @@ import anyio
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
+from ms_enclave.manager.local_manager import LocalSandboxManager
 from tests.security.boxes import status_of
-from tests.support.internet import HOST, METADATA, NAME, NEIGHBOUR, PRIVATE, PUBLIC, packets
+from tests.support.internet import CLOSED, HOST, METADATA, NAME, NEIGHBOUR, PUBLIC, packets
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -167,20 +168,19 @@ print(len(data), sum(data) % 1000)
 
 @pytest.mark.parametrize("link", [False, True], ids=["any link", "bound to the link"])
 async def test_private_and_metadata_addresses_are_refused(helper: str, *, link: bool) -> None:
-    targets = (METADATA, *PRIVATE)
-    assert all(answers_here(address, 80) for address in targets)
-    questions = [(k, a, p) for a in targets for k, p in (("tcp", 80), ("udp", 9))]
+    assert all(answers_here(address, 80) for address in CLOSED)
+    questions = [(k, a, p) for a in CLOSED for k, p in (("tcp", 80), ("udp", 9))]
     async with NetworkedSandbox(helper) as box:
         before = len(packets())
         said = await ask(box, *questions, link=link)
         assert all(failed(text) for text, _ in said), said
         assert (await ask(box, ("tcp", PUBLIC, 80), link=link))[0][0] == PUBLIC
-        assert not {destination for _, destination in packets()[before:]} & set(targets)
+        assert not {destination for _, destination in packets()[before:]} & set(CLOSED)
         if not link:
             assert max(seconds for _, seconds in said) < 1
     async with NetworkedSandbox(helper, refused=["192.0.2.0/24"]) as box:  # that it can be reached
         said = await ask(box, *questions, link=link)
-        assert {text for text, _ in said} == {"hello", *targets}
+        assert {text for text, _ in said} == {"hello", *CLOSED}
 
 
 async def test_the_host_is_refused_by_every_address(helper: str) -> None:
@@ -338,6 +338,26 @@ async def test_several_sandboxes_of_one_manager_have_a_helper_each(helper: str) 
             assert (await ask(box, ("tcp", NAME, 80)))[0][0] == PUBLIC
         await one.stop()
         assert (await ask(other, ("tcp", NAME, 80)))[0][0] == PUBLIC
+
+
+async def test_a_sandbox_that_outlives_its_manager_keeps_its_network(tmp_path: Path) -> None:
+    config = {"network_enabled": True, "on_owner_death": "keep"}
+    async with LocalSandboxManager(state_dir=str(tmp_path / "state")) as manager:
+        name = await manager.create_sandbox("process", config)
+        await manager.hand_over()
+    async with LocalSandboxManager(state_dir=str(tmp_path / "state")) as manager:
+        box = await manager.get_sandbox(name)
+        assert isinstance(box, ProcessSandbox)
+        assert "network" in box.capabilities
+        assert (await ask(box, ("tcp", NAME, 80)))[0][0] == PUBLIC
+        assert await _refused(box)
+        [pid] = started("pasta")
+        os.kill(pid, 9)
+        with anyio.fail_after(10):
+            while (await ask(box, ("tcp", NAME, 80)))[0][0] != PUBLIC:
+                pass
+        await manager.delete_sandbox(name)
+        assert started("pasta") == []
 
 
 async def test_a_root_file_system_gets_its_name_server_too(tmp_path: Path) -> None:

@@ -25,13 +25,14 @@ from ms_enclave.spawner.rtnetlink import Control
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ADDRESSES", "HOST", "METADATA", "NAME", "PRIVATE", "PUBLIC", "packets", "words_on_host"]
+__all__ = ["ADDRESSES", "CLOSED", "HOST", "METADATA", "NAME", "PUBLIC", "packets", "words_on_host"]
 
 HOST, NEIGHBOUR = "203.0.113.2", "203.0.113.1"
 """The host's public address and its neighbour's, which is the world's."""
 PUBLIC, METADATA = "198.51.100.7", "169.254.169.254"
-PRIVATE = ("10.1.2.3", "172.16.9.9", "192.168.5.5", "100.64.1.1")
-ADDRESSES = (NEIGHBOUR, PUBLIC, METADATA, *PRIVATE)
+CLOSED = (METADATA, "168.63.129.16", "10.1.2.3", "172.16.9.9", "192.168.5.5", "100.64.1.1")
+"""Addresses of the world that no sandbox may reach."""
+ADDRESSES = (NEIGHBOUR, PUBLIC, *CLOSED)
 NAME = "example.test"
 """The only name there is; it is `PUBLIC`'s."""
 _CONTROL_PORT = 7000

@@ -12,9 +12,11 @@ REFUSED = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
     "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
     "224.0.0.0/4", "240.0.0.0/4",
+    "168.63.129.16/32",
 )  # fmt: skip
-"""Loopback, private, shared, link-local (the metadata of a cloud), special and multicast addresses.
-The host's own are added to them when a sandbox is opened."""
+"""Loopback, private, shared, link-local (the metadata of a cloud), special and multicast addresses,
+and the one public address by which a cloud (Azure) speaks to its machines. The host's own are added
+to them when a sandbox is opened."""
 
 _HELPERS = ("pasta", "slirp4netns")  # the better one first
 _FOLDERS = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin")

@@ -117,11 +117,7 @@ class ProcessSandbox(Sandbox):
         self._environment = {
             **self._environment, "HOME": self._place.work, **dict(self._place.env)
         }  # fmt: skip
-        self._capabilities = requests.capabilities(
-            station.facts, self._place.layered, network=self._place.network
-        )
-        self._isolation = self._tier.report(station.facts, self._place)
-        _require_guards(self._isolation, config.require or ())
+        _require_guards(self._describe(), config.require or ())
 
     async def _find_station(self, isolation: str) -> StationClient:
         """A station of the tier that is wanted; with "best", of the best that can be had here."""
@@ -173,8 +169,14 @@ class ProcessSandbox(Sandbox):
         self._place = self._tier.place(self._settings_of_process, left.facts)
         self._environment = {**left.note["environment"], "HOME": self._place.work}
         self._shell = left.note["shell"]
-        self._capabilities = requests.capabilities(station.facts, self._place.layered)
-        self._isolation = self._tier.report(station.facts, self._place)
+        self._describe()
+
+    def _describe(self) -> IsolationReport:
+        """Say what it can do and what holds it."""
+        facts, place = self._station.facts, self._place
+        self._capabilities = requests.capabilities(facts, place.layered, network=place.network)
+        self._isolation = self._tier.report(facts, place)
+        return self._isolation
 
     async def _leave(self) -> bool:
         if self._keeping is None or self._status is not SandboxStatus.RUNNING:

@@ -54,7 +54,9 @@ class Helpers:
         self._programs = programs
         self._root_mode = root_mode
         self._owner = os.stat(f"/proc/{station}/ns/user").st_ino
+        self._station = station
         self._helpers: dict[int, tuple[int, socket.socket]] = {}  # pidfd to pid and line
+        calls.prctl(36, 1)  # SET_CHILD_SUBREAPER: what a helper leaves is ours to bury
 
     def start(self, choice: int, spaces: list[int]) -> tuple[socket.socket, list[str]]:
         """Start a program by its number, for a router given by its user and network namespaces.
@@ -105,6 +107,15 @@ class Helpers:
                 del self._helpers[pidfd]
                 os.close(pidfd)
                 line.close()
+        self._bury()
+
+    def _bury(self) -> None:
+        """Wait for children that helpers have left behind; others are waited for elsewhere."""
+        known = {self._station, *(pid for pid, _ in self._helpers.values())}
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in known:
+                return
+            os.waitpid(found.si_pid, 0)
 
     def end(self) -> None:
         for pidfd, (pid, line) in self._helpers.items():
@@ -112,6 +123,7 @@ class Helpers:
             os.close(pidfd)
             line.close()
         self._helpers.clear()
+        self._bury()
 
 
 def _kill(pid: int) -> bool:

@@ -41,7 +41,6 @@ _TO_SLOT, _IN_SLOT = "slot", "eth0"
 _DNS_PORT, _DNS_TABLE = 53, 100
 _HELPER_IDS = 1024  # of the station's own; those of its slots begin at 65536
 _PATIENCE = 5.0  # s for a helper to begin
-_END_PATIENCE = 2.0
 _AGAIN = 0.5  # s between the starts of helpers that end by themselves
 _LAST_WORDS = 2000
 
@@ -87,7 +86,7 @@ class Network:
             self._router, self._events = self._connect(place, own_network)
             self._start_helper()
         except BaseException:
-            self.end()
+            self.close()
             raise
 
     def _connect(self, place: Slot, own_network: int) -> tuple[Control, Control]:
@@ -119,6 +118,7 @@ class Network:
         if not descriptors:
             raise NetworkError(int(number or errno.EPIPE), text)
         self._line = socket.socket(fileno=descriptors[0])
+        self._line.set_inheritable(False)
         for address in text.split():  # whatever the host calls itself is the host
             for control in self._controls[:2]:
                 control.refuse(f"{address}/32")
@@ -173,29 +173,24 @@ class Network:
         self._start_helper()
 
     def leave(self) -> None:
-        """Ask for its end, without waiting for it: from now on it is not looked at any more."""
+        """Ask for its end, without waiting for it: when it is `gone` it is to be closed."""
         self.question = None
         if self._line is not None:
             self._line.shutdown(socket.SHUT_WR)
 
-    def end(self) -> None:
-        """End it; returns when the helper is gone."""
-        line, self._line = self._line, None
-        if line is not None:
-            with line:
-                line.shutdown(socket.SHUT_WR)
-                line.settimeout(_END_PATIENCE)
-                try:
-                    while line.recv(4096):
-                        pass
-                except TimeoutError:
-                    pass  # the launcher ends it all the same when it gets to it
+    @property
+    def gone(self) -> bool:
+        """Whether there is no helper of its any more."""
+        return self._line is None or _has_ended(self._line)
+
+    def close(self) -> None:
+        """Forget it. The launcher ends a helper whose line is closed."""
+        if self._line is not None:
+            self._line.close()
         for control in self._controls:
             control.close()
         for descriptor in self._spaces:
             os.close(descriptor)
-        self._controls.clear()
-        self._spaces.clear()
 
 
 def _make_namespaces(helper_id: int | None) -> list[int]:

@@ -133,6 +133,7 @@ class Station:
         self.by_pid: dict[int, Process] = {}
         self.by_init: dict[int, Box] = {}
         self.networks: dict[str, network.Network] = {}
+        self.leaving: list[tuple[network.Network, int | None]] = []
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
         self.discarded: dict[int, int] = {}
@@ -173,8 +174,8 @@ class Station:
         for descriptor in events & own:
             if not self.see_to(descriptor):
                 return False
-        self.advance_networks(events)
         self.reap()
+        self.advance_networks(events)
         self.look_after()
         return self.alone.look()
 
@@ -351,10 +352,15 @@ class Station:
         return None
 
     def network_descriptors(self) -> Iterator[tuple[int, int]]:
-        for way in self.networks.values():
+        for way in (*self.networks.values(), *(way for way, _ in self.leaving)):
             yield from way.descriptors.items()
 
     def advance_networks(self, events: set[int]) -> None:
+        for way, question in [row for row in self.leaving if row[0].gone]:
+            self.leaving.remove((way, question))
+            way.close()
+            if question is not None:
+                self.send({"q": question, "ok": {}})
         for way in self.networks.values():
             due = way.wait == 0.0 and self.alone.since is None  # the launcher talks of owners then
             if not due and events.isdisjoint(way.descriptors):
@@ -441,13 +447,15 @@ class Station:
         del self.boxes[box.name]
         del self.by_init[box.slot.init]
         self.free_numbers.add(box.slot.number)
-        if box.name in self.networks:
-            self.networks.pop(box.name).end()
         box.store.close()
         self.let_go(box.group)
+        way = self.networks.pop(box.name, None)
+        if way is not None:
+            way.leave()
+            self.leaving.append((way, box.closing))  # answered when its helper is gone, too
         if box.closing is None:
             self.send({"event": "lost", "box": box.name, "text": "its init has ended"})
-        else:
+        elif way is None:
             self.send({"q": box.closing, "ok": {}})
 
     def let_go(self, group: cgroups.Group) -> None:
