@@ -48,9 +48,11 @@ __all__ = [
     "mount_setattr",
     "move_mount",
     "open_tree",
+    "openat2",
     "pidfd_open",
     "pivot_root",
     "prctl",
+    "set_listening_seccomp",
     "set_seccomp",
     "setns",
     "umount",
@@ -60,12 +62,12 @@ _X86 = platform.machine() == "x86_64"
 _NUMBERS = (
     {
         "capset": 126, "clone": 56, "mount": 165, "pivot_root": 155, "prctl": 157, "seccomp": 317,
-        "setns": 308, "umount2": 166, "signalfd4": 289,
+        "setns": 308, "umount2": 166, "signalfd4": 289, "utimensat": 280,
     }
     if _X86
     else {
         "capset": 91, "clone": 220, "mount": 40, "pivot_root": 41, "prctl": 167, "seccomp": 277,
-        "setns": 268, "umount2": 39, "signalfd4": 74,
+        "setns": 268, "umount2": 39, "signalfd4": 74, "utimensat": 88,
     }
 )  # fmt: skip
 _NUMBERS.update(
@@ -157,10 +159,19 @@ def drop_all_capabilities() -> None:
 
 def set_seccomp(program: bytes) -> None:
     """Install a classic BPF program (an array of struct sock_filter) for good."""
+    prctl(38, 1)  # NO_NEW_PRIVS
+    _set_filter(program, 0)
+
+
+def set_listening_seccomp(program: bytes) -> int:
+    """The same for one that hands calls over; the descriptor on which they are heard."""
+    return _set_filter(program, 8)  # FILTER_FLAG_NEW_LISTENER
+
+
+def _set_filter(program: bytes, flags: int) -> int:
     space = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(space))
-    prctl(38, 1)  # NO_NEW_PRIVS
-    call("seccomp", 1, 0, header)  # SET_MODE_FILTER
+    return call("seccomp", 1, flags, header)  # SET_MODE_FILTER
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -192,12 +203,16 @@ def open_tree(path: str, *, links: bool = True) -> int:
     flags = _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
     if links:
         return call("open_tree", _AT_FDCWD, os.fsencode(path), flags)
-    how = struct.pack("=QQQ", os.O_PATH | _O_CLOEXEC, 0, 0x04)  # RESOLVE_NO_SYMLINKS
-    found = call("openat2", _AT_FDCWD, os.fsencode(path), how, len(how))
+    found = openat2(_AT_FDCWD, os.fsencode(path), os.O_PATH | _O_CLOEXEC, 0x04)  # NO_SYMLINKS
     try:
         return call("open_tree", found, b"", flags | _AT_EMPTY_PATH)
     finally:
         os.close(found)
+
+
+def openat2(folder: int, path: bytes, flags: int, resolve: int) -> int:
+    how = struct.pack("=QQQ", flags, 0, resolve)
+    return call("openat2", folder, path, how, len(how))
 
 
 def mount_setattr(tree: int, attributes: int, *, id_map: int | None = None) -> None:

@@ -11,6 +11,7 @@ Landlock scopes signals.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ import socket
 import time
 
 from . import _calls as calls
-from . import carrier, cold, folders, landlock, survey
+from . import broker, carrier, cold, folders, landlock, survey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,16 +124,19 @@ class _Keeper:
         self.look_at = time.monotonic()
         self.seen = (0, 0)
         self.at_once = place.own_user or _is_out_of_reach(station)
+        self.brokers: dict[int, broker.Broker] = {}
+        self.poll = select.poll()
 
     def run(self) -> None:
         self.open_door()
-        poll = select.poll()
-        poll.register(self.line, select.POLLIN)
-        poll.register(self.children, select.POLLIN)
+        self.poll.register(self.line, select.POLLIN)
+        self.poll.register(self.children, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll(self.patience()):
+            for descriptor, event in self.poll.poll(self.patience()):
                 if descriptor == self.children:
                     _drain(self.children)
+                elif descriptor in self.brokers:
+                    self.serve(descriptor, event)
                 elif self.line.recv(_PACKET) == b"begun":
                     self.look_soon()
                 else:  # it is to end, or the station has ended
@@ -151,10 +155,28 @@ class _Keeper:
             return  # the station is gone, which the loop will hear of
 
     def open_door(self) -> None:
+        """Make a door. Raises OSError if it does not get so far."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.door = os.fork()
         if self.door == 0:
-            _stand_at_the_door(self)
+            ours.close()
+            _stand_at_the_door(self, theirs)
+        theirs.close()
+        with ours:
+            ready, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+        if not ready:
+            raise OSError(errno.EPERM, "the door did not get behind its walls")
+        for listener in descriptors:
+            folders = [f"{self.place.folder}/{name}" for name in ("work", "tmp")]
+            self.brokers[listener] = broker.Broker(listener, folders)
+            self.poll.register(listener, select.POLLIN)
         self.say(door=self.door)
+
+    def serve(self, listener: int, event: int) -> None:
+        """Do what a program may not do itself; forget a listener when its last program is gone."""
+        if not event & select.POLLIN or not self.brokers[listener].serve():
+            self.poll.unregister(listener)
+            self.brokers.pop(listener).close()
 
     def reap(self) -> None:
         """Collect whoever has ended; the station knows which of them it has asked for."""
@@ -250,7 +272,7 @@ def clean(folder: str, user: int | None) -> None:
 # --- the door -----------------------------------------------------------------------------------
 
 
-def _stand_at_the_door(keeper: _Keeper) -> NoReturn:
+def _stand_at_the_door(keeper: _Keeper, ready: socket.socket) -> NoReturn:
     """Make processes for the station until it hangs up. Never returns."""
     try:
         calls.prctl(1, signal.SIGKILL)  # SET_PDEATHSIG: the keeper's
@@ -258,6 +280,11 @@ def _stand_at_the_door(keeper: _Keeper) -> NoReturn:
         os.close(keeper.children)
         if keeper.scope >= 0:
             landlock.restrict_self(keeper.scope)
+        listener = [] if keeper.place.own_user else [broker.install()]
+        socket.send_fds(ready, [b"."], listener)
+        ready.close()
+        for descriptor in (*listener, *keeper.brokers):
+            os.close(descriptor)
         orders = socket.socket(fileno=keeper.orders)
         while True:
             data, descriptors, _, _ = socket.recv_fds(orders, _PACKET, 3)

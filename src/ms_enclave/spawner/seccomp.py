@@ -32,22 +32,28 @@ __all__ = [
     "CHECKED",
     "DENIED",
     "ENOSYS",
+    "ENOTSUP",
     "EPERM",
     "KILL",
+    "LISTEN",
+    "LISTENED",
     "TRACE",
     "TRACED",
     "action_of",
     "checked_calls",
     "compile_filter",
     "filter_for",
+    "listening_filter",
 ]
 
 ALLOW = 0x7FFF0000
 TRACE = 0x7FF00000
 """ENOSYS for whoever has no tracer; the station's carriers do."""
 KILL = 0x80000000
+LISTEN = 0x7FC00000
 EPERM = 0x00050001
 ENOSYS = 0x00050026
+ENOTSUP = 0x0005005F
 
 ARCHITECTURES = {"x86_64": (0xC000003E, X86_64), "aarch64": (0xC00000B7, AARCH64)}
 """Machine to its audit number and its system calls."""
@@ -121,13 +127,20 @@ _SHARED_DENIED = frozenset(
 
 # What changes a file without opening it for writing is held by no rule of Landlock's. A user of the
 # sandbox's own has no files on the host; the caller's has.
-_OWN_USER_DENIED = frozenset(
+_OWN_USER_DENIED = frozenset({"chown", "fchown", "fchownat", "file_setattr", "lchown"})
+
+_OWN_USER_UNSUPPORTED = frozenset(
     """
-    chmod chown fchmod fchmodat fchmodat2 fchown fchownat file_setattr fremovexattr fsetxattr
-    futimesat lchown lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat utime
-    utimensat utimes
+    fremovexattr fsetxattr lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat
     """.split()  # noqa: SIM905
 )
+
+LISTENED = frozenset(
+    {
+        "chmod", "fchmod", "fchmodat", "fchmodat2", "futimesat", "utime", "utimensat", "utimes",
+    }
+)  # fmt: skip
+"""The rest of these, which a keeper does for the program (`listening_filter`)."""
 
 TRACED = frozenset({"setns", "unshare", "pidfd_getfd", "capset"})
 """What only the station may make a carrier do; EPERM where there is no station to trace."""
@@ -216,6 +229,8 @@ def _plain_action(name: str | None, setting: Setting) -> int:
         return EPERM
     if setting == "own_user" and name in _OWN_USER_DENIED:
         return EPERM
+    if setting == "own_user" and name in _OWN_USER_UNSUPPORTED:
+        return ENOTSUP  # as of a file system without them: programs then do what they can
     if name in ALLOWED:
         return ALLOW
     if name in DENIED:
@@ -223,6 +238,25 @@ def _plain_action(name: str | None, setting: Setting) -> int:
     if name in TRACED:
         return TRACE if setting == "carrier" else EPERM
     return ENOSYS
+
+
+def listening_filter() -> bytes:
+    """The program that hands the calls of `LISTENED` over to whoever listens, and allows the rest.
+
+    It stands before another one, which wins wherever that says anything but ALLOW.
+    """
+    audit_number, numbers = ARCHITECTURES[platform.machine()]
+    handed = sorted(numbers[name] for name in LISTENED if name in numbers)
+    code: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_JUMP_EQUAL, 1, 0, audit_number),
+        (_RETURN, 0, 0, KILL),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        *[(_JUMP_EQUAL, len(handed) - place, 0, number) for place, number in enumerate(handed)],
+        (_RETURN, 0, 0, ALLOW),
+        (_RETURN, 0, 0, LISTEN),
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 # --- compiling ----------------------------------------------------------------------------------
