@@ -116,6 +116,18 @@ else:
     print('done')
 """,
     ),
+    "size of a file": Row(
+        "file_size_limit", "1m", "16m", "disk_limit",
+        "open('large', 'wb').write(bytes(4 << 20))\nprint('done')",
+    ),
+    "disk": Row(
+        "disk_limit", "4m", "64m", "disk_limit",
+        "for n in range(8):\n    open(f'part{n}', 'wb').write(bytes(2 << 20))\nprint('done')",
+    ),
+    "files": Row(
+        "disk_limit", "8m", "64m", "disk_limit",
+        "for n in range(2000):\n    open(f'file{n}', 'wb').close()\nprint('done')",
+    ),
     "output": Row(
         "output_limit", 10_000, 1_000_000, "output_limit",
         "print('x' * 100_000)\nimport time\ntime.sleep(.3)\nprint('done')",
@@ -163,3 +175,26 @@ async def test_another_number_is_another_outcome_for_a_call(
             result = await box.run_code(row.code, limits=Limits(**row.values(value)))
             check(row, result, tight=value == row.tight)
             await box.execute_command("rm -rf /sandbox/*")
+
+
+async def test_a_call_with_less_disk_than_is_used_can_store_nothing_more() -> None:
+    async with ProcessSandbox({"disk_limit": "64m"}) as box:
+        assert (await box.run_code("open('a', 'wb').write(bytes(8 << 20))")).verdict == "ok"
+        strict = Limits(disk_limit="4m")
+        more = (
+            "import os\nprint(os.path.getsize('a'), flush=True)\nopen('b', 'wb').write(b'x' * 9999)"
+        )
+        result = await box.run_code(more, limits=strict)
+        assert (result.stdout, result.verdict) == (f"{8 << 20}\n", "disk_limit")
+        assert (await box.run_code("open('b', 'wb').write(bytes(8 << 20))")).verdict == "ok"
+        assert (await box.run_code("print(1)", limits=strict)).verdict == "ok"
+
+
+async def test_a_file_of_an_earlier_call_is_not_held_against_a_later_one() -> None:
+    async with ProcessSandbox({"file_size_limit": "1m"}) as box:
+        assert (await box.run_code("open('a', 'wb').write(bytes(1 << 20))")).verdict == "ok"
+        await box.run_code("import time; time.sleep(.05)")
+        assert (await box.run_code("raise SystemExit(3)")).verdict == "error"
+        result = await box.run_code("open('b', 'wb').write(bytes(2 << 20))")
+        assert result.verdict == "disk_limit"
+        assert "File too large" in result.stderr

@@ -57,8 +57,13 @@ def box_limits(limits: ResolvedLimits) -> dict[str, Any]:
         "pids": limits.pids,
         "cpu": limits.cpu,
         "disk": limits.disk,
-        "inodes": max(_FEWEST_INODES, limits.disk // _BYTES_PER_INODE),
+        "inodes": _inodes(limits),
     }
+
+
+def _inodes(limits: ResolvedLimits) -> int:
+    """Files, folders and links that may be stored."""
+    return max(_FEWEST_INODES, limits.disk // _BYTES_PER_INODE)
 
 
 def station_fields(
@@ -71,6 +76,8 @@ def station_fields(
         "pids": limits.pids,
         "cpu": limits.cpu,
         "cpu_time": limits.cpu_time,
+        "disk": limits.disk,
+        "inodes": _inodes(limits),
         "preload": [],
         "rlimits": rlimits(limits, frozenset(facts["controllers"])),
     }

@@ -52,6 +52,7 @@ __all__ = [
     "pidfd_open",
     "pivot_root",
     "prctl",
+    "reconfigure",
     "set_listening_seccomp",
     "set_seccomp",
     "setns",
@@ -71,9 +72,9 @@ _NUMBERS = (
     }
 )  # fmt: skip
 _NUMBERS.update(
-    open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, pidfd_open=434,
-    mount_setattr=442, close_range=436, landlock_create_ruleset=444, landlock_add_rule=445,
-    landlock_restrict_self=446, openat2=437,
+    open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433,
+    pidfd_open=434, mount_setattr=442, close_range=436, landlock_create_ruleset=444,
+    landlock_add_rule=445, landlock_restrict_self=446, openat2=437,
 )  # fmt: skip
 
 CLONE_NEWNS = 0x00020000
@@ -99,7 +100,13 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _O_CLOEXEC = os.O_CLOEXEC
-_FSCONFIG_FLAG, _FSCONFIG_STRING, _FSCONFIG_FD, _FSCONFIG_CREATE = 0, 1, 5, 6
+_FSCONFIG_FLAG, _FSCONFIG_STRING, _FSCONFIG_FD, _FSCONFIG_CREATE, _FSCONFIG_RECONFIGURE = (
+    0,
+    1,
+    5,
+    6,
+    7,
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -249,5 +256,16 @@ def make_filesystem(kind: str, options: Mapping[str, str | int | None], attribut
                 call("fsconfig", context, _FSCONFIG_STRING, name, value.encode(), 0)
         call("fsconfig", context, _FSCONFIG_CREATE, None, None, 0)
         return call("fsmount", context, 1, attributes)
+    finally:
+        os.close(context)
+
+
+def reconfigure(mount: int, options: Mapping[str, str]) -> None:
+    """Change options of a file system by the descriptor of the root of a mount of it."""
+    context = call("fspick", mount, b"", 0x9)  # FSPICK_CLOEXEC, EMPTY_PATH
+    try:
+        for key, value in options.items():
+            call("fsconfig", context, _FSCONFIG_STRING, key.encode(), value.encode(), 0)
+        call("fsconfig", context, _FSCONFIG_RECONFIGURE, None, None, 0)
     finally:
         os.close(context)

@@ -182,6 +182,8 @@ class SpawnRequest(BoxRequest):
     pids: int | None
     cpu: float | None
     cpu_time: float | None
+    disk: int
+    inodes: int
     preload: list[str]
     rlimits: dict[str, list[int]]
 

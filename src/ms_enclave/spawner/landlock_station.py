@@ -18,6 +18,7 @@ import time
 
 from . import _calls as calls
 from . import cold, keeper, landlock, station, survey, tracer, zygote
+from .store import has_file_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
         User,
     )
     from .cgroups import Figures, Group
-    from .slot import Slot, Store
+    from .slot import Slot
+    from .store import Store
 
 __all__ = ["LandlockStation", "Yard"]
 
@@ -78,6 +80,7 @@ class Yard:
         self.user = user
         self.disk = disk
         self.inodes = inodes
+        self.held = (disk, inodes)
         self.line = line
         self.orders = orders
         self.init = 0
@@ -94,7 +97,19 @@ class Yard:
 
     def full(self) -> bool:
         """Whether more is stored than may be."""
-        return self.used >= self.disk or self.files >= self.inodes
+        return self.used >= self.held[0] or self.files >= self.held[1]
+
+    def bound(self, disk: int, inodes: int) -> None:
+        """Hold it to so many bytes and files for now, and never to more than its own."""
+        self.held = (min(disk, self.disk), min(inodes, self.inodes))
+
+    def has_file_of(self, size: int, since: float) -> bool:
+        """Whether a file has grown to exactly `size` bytes since then."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return has_file_of(folder, size, since)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         self.line.close()

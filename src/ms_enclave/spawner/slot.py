@@ -17,6 +17,7 @@ import struct
 from . import _calls as calls
 from . import survey, tracer
 from .root import STORE
+from .store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -260,28 +261,6 @@ def _put(path: str, text: str) -> None:
 # --- what a sandbox brings into its slot --------------------------------------------------------
 
 
-class Store:
-    """A sandbox's bounded layer store: one file system, mounted nowhere.
-
-    `layered` says whether the work folder and /tmp are overlays above it (so that a checkpoint can
-    take layers away) or plain bounded file systems.
-    """
-
-    __slots__ = ("descriptor", "layered")
-
-    def __init__(self, descriptor: int, layered: bool) -> None:
-        self.descriptor = descriptor
-        self.layered = layered
-
-    def full(self) -> bool:
-        """True if no byte or no inode is left."""
-        free = os.fstatvfs(self.descriptor)
-        return free.f_bfree == 0 or free.f_ffree == 0
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
 def furnish(
     slot: Slot,
     own_mounts: int,
@@ -322,7 +301,7 @@ def furnish(
     finally:
         for tree, _ in {*trees, *volumes}:
             os.close(tree)
-    return Store(store, layered)
+    return Store(store, layered, size, inodes)
 
 
 def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Trees,
         User,
     )
+    from ms_enclave.spawner.store import Store
 
 __all__ = ["Station", "main"]
 
@@ -66,6 +67,8 @@ _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
 _IDLE = 0.02  # s without a request after which something is made ahead
 _SPARE_AGAIN = 1.0  # s before a slot is made ahead again after that failed
+_FSIZE = 1  # RLIMIT_FSIZE
+_COARSE = 0.02  # s that a file's time may be behind the clock
 _GIVE_UP = 2.0  # s after which a group that the kernel still counts is left to the launcher
 
 
@@ -76,7 +79,7 @@ class Box:
         self,
         name: str,
         place: slot.Slot,
-        store: slot.Store,
+        store: Store,
         group: cgroups.Group,
     ) -> None:
         self.name = name
@@ -102,6 +105,10 @@ class Process:
         self.cpu_limit = request.get("cpu_time")
         self.memory_limit = request.get("memory")
         self.pids_limit = request.get("pids")
+        self.disk = request["disk"]
+        self.inodes = request["inodes"]
+        self.largest_file = request["rlimits"][str(_FSIZE)][0]
+        self.began = time.time()
         self.before: dict[int, int] = {}  # who was in the slot already
         self.cause: str | None = None
         self.ended = False
@@ -486,11 +493,13 @@ class Station:
         group = box.group.child()
         try:
             group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
+            self.bound_store(box, (request["disk"], request["inodes"]))
             user = self.inner_user(request["user"])
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
             pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group, limits)
         except BaseException as error:
             self.let_go(group)
+            self.bound_store(box)
             if getattr(error, "errno", None) == errno.EAGAIN:
                 return {"ok": {"pid": 0, "refused": "process_limit"}}
             if not survey.is_alive(box.slot.init):
@@ -502,6 +511,13 @@ class Station:
         self.processes[process.number] = process
         self.by_pid[pid] = process
         return {"ok": {"pid": survey.inner_pid(pid)}}
+
+    @staticmethod
+    def bound_store(box: Box, *more: tuple[int, int]) -> None:
+        """Hold what a sandbox stores to the least that one of its live calls may, or it itself."""
+        asked = [(process.disk, process.inodes) for process in box.processes.values()]
+        asked += [*more, (box.store.disk, box.store.inodes)]
+        box.store.bound(min(disk for disk, _ in asked), min(inodes for _, inodes in asked))
 
     def do_signal(self, request: SignalRequest, _descriptors: list[int]) -> Answer:
         process = self.processes.get(request["process"])
@@ -610,11 +626,21 @@ class Station:
         most = None if "memory" in self.groups.controllers else process.memory_limit
         if most is not None and usage.ru_maxrss * 1024 > 2 * most:
             return "oom"  # it was refused more (RLIMIT_DATA) before anybody looked
-        return "disk_limit" if process.box.store.full() else None
+        return "disk_limit" if self.is_stored_out(process) else None
+
+    @staticmethod
+    def is_stored_out(process: Process) -> bool:
+        """Whether there is no room left, or a file is as large as one may be."""
+        store = process.box.store
+        return store.full() or (
+            process.largest_file <= process.disk
+            and store.has_file_of(process.largest_file, process.began - _COARSE)
+        )
 
     def forget(self, process: Process) -> None:
         self.processes.pop(process.number, None)
         process.box.processes.pop(process.number, None)
+        self.bound_store(process.box)
         process.group.remove()  # one with daemons in it goes when the sandbox does
 
     def look_after(self) -> None:
