@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,14 +24,16 @@ from ms_enclave.spawner import keeping
 from tests.security.boxes import find_processes, wait_for_processes, wait_until_gone
 from tests.support.owners import Owner, groups_named, new_marker
 from tests.support.parts import find_part, wait_until_dead
+from tests.support.somebody import SOMEBODY, as_somebody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ms_enclave.boxes.base import Sandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
+
+ROUNDS = int(os.environ.get("MS_ENCLAVE_TEST_ROUNDS", "3"))
 
 KEEPER = """
 import asyncio, json, os, sys
@@ -351,3 +358,102 @@ async def test_what_cannot_be_reached_is_lost_and_ended(folder: Path, how: str) 
             assert wait_until_dead({launcher, station}, 1.0) == set()
             assert (await manager.run_code("print(1)")).stdout == "1\n"
             assert groups_named(groups) == set()
+
+
+# --- at any moment ------------------------------------------------------------------------------
+
+BUSY = """
+import asyncio, json, sys
+from ms_enclave.manager.local_manager import LocalSandboxManager
+
+async def work(manager, marker):
+    while True:
+        name = await manager.create_sandbox('process', {'on_owner_death': 'keep'})
+        box = await manager.get_sandbox(name)
+        await box.files.write('mine', name)
+        await box.execute_command(f'setsid sleep {marker} > /dev/null 2>&1 &')
+        await box.run_code('print(1)')
+        if len(await manager.list_sandboxes()) > 4:
+            await manager.delete_sandbox(name)
+
+async def main(marker, folder):
+    async with LocalSandboxManager(state_dir=folder) as manager:
+        print(json.dumps(len(await manager.list_sandboxes())), flush=True)
+        await asyncio.gather(*(work(manager, marker) for _ in range(3)))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+async def test_whenever_a_manager_is_killed_the_next_has_all_that_it_left(folder: Path) -> None:
+    chance = random.Random(78)
+    markers: list[str] = []
+    groups: set[str] = set()
+    for _ in range(2 * ROUNDS):
+        with Owner(program=BUSY, arguments=[str(folder)]) as owner:
+            markers.append(owner.marker)
+            owner.read()
+            await anyio.sleep(chance.uniform(0, 0.3))
+            groups |= owner.groups()
+            owner.kill()
+    launchers = [json.loads(path.read_text())["pid"] for path in folder.glob("*/*.json")]
+    async with LocalSandboxManager(state_dir=str(folder)) as manager:
+        infos = await manager.list_sandboxes()
+        assert infos
+        for info in infos:
+            box = await manager.get_sandbox(info.id)
+            assert box is not None
+            assert (await box.run_code("print(1)")).stdout == "1\n"
+            if await box.files.exists("mine"):
+                assert await box.files.read_text("mine") in ("", info.id)
+        for info in infos:
+            assert await manager.delete_sandbox(info.id)
+        assert [pid for marker in markers for pid in find_processes(marker)] == []
+    assert wait_until_dead(set(launchers), 1.0) == set()
+    assert groups_named(groups) == set()
+    assert list(folder.glob("*/*")) == []
+
+
+ROOTLESS = """
+import asyncio, json, os, signal, subprocess, sys
+from ms_enclave.manager.local_manager import LocalSandboxManager
+
+OWNER = '''
+import asyncio, sys
+from ms_enclave.manager.local_manager import LocalSandboxManager
+async def main():
+    manager = LocalSandboxManager(state_dir=sys.argv[1])
+    await manager.create_sandbox('process', {'on_owner_death': 'keep'}, 'box')
+    box = await manager.get_sandbox('box')
+    await box.files.write('mine', 'here')
+    print('ready', flush=True)
+    sys.stdin.read()
+asyncio.run(main())
+'''
+
+async def main(folder):
+    owner = subprocess.Popen(
+        [sys.executable, '-c', OWNER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    owner.stdout.readline()
+    owner.kill()
+    owner.wait()
+    async with LocalSandboxManager(state_dir=folder) as manager:
+        box = await manager.get_sandbox('box')
+        seen = await box.run_code('print(1)')
+        print(os.geteuid(), await box.files.read_text('mine'), seen.stdout)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the whole suite runs as an ordinary user here")
+def test_an_ordinary_user_s_sandbox_is_adopted_too() -> None:
+    home = Path(tempfile.mkdtemp(prefix="keep-"))
+    os.chown(home, SOMEBODY, SOMEBODY)
+    home.chmod(0o755)
+    try:
+        done = as_somebody(home, [sys.executable, "-c", ROOTLESS, str(home / "state")], 60)
+        assert done.stdout.split() == [str(SOMEBODY), "here", "1"], done.stderr
+    finally:
+        shutil.rmtree(home)
