@@ -97,14 +97,8 @@ class ProcessSandbox(Sandbox):
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
-        self._environment = {**self._environment, **self._plan.env}
-        self._shell = self._plan.shell
         box = await station.open_box(
-            self.id,
-            requests.DEFAULT_USER,
-            requests.box_limits(self._limits),
-            self._lost,
-            self._kept(),
+            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
         stack.push_async_callback(station.close_box, self.id)
         self._place = self._tier.place(config, box)
@@ -115,9 +109,12 @@ class ProcessSandbox(Sandbox):
         if config.preload:
             await _prepare(station, list(config.preload))
         self._environment = {
-            **self._environment, "HOME": self._place.work, **dict(self._place.env)
+            **self._environment, **self._plan.env, "HOME": self._place.work, **dict(self._place.env)
         }  # fmt: skip
+        self._shell = self._plan.shell
         _require_guards(self._describe(), config.require or ())
+        if self._keeping is not None:  # from here on it is whole, and may outlive us
+            await station.ask("keep", box=self.id, **self._kept(config, self._keeping))
 
     async def _find_station(self, isolation: str) -> StationClient:
         """A station of the tier that is wanted; with "best", of the best that can be had here."""
@@ -141,21 +138,19 @@ class ProcessSandbox(Sandbox):
             plan["keep"] = self._keeping.folder
         return await stations.acquire(self._owner, requests.plan_key(plan), plan)
 
-    def _kept(self) -> dict[str, Any] | None:
+    def _kept(self, config: ProcessSandboxConfig, keeping: Keeping) -> dict[str, Any]:
         """How long the station keeps it without an owner, and what the next one has to know."""
-        if self._keeping is None:
-            return None
         note = {
-            "config": self.config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json"),
             "created_at": self.created_at.isoformat(),
             "environment": dict(self._environment),
             "shell": self._shell,
         }
         return {
             "note": json.dumps(note),
-            "ttl": self.config.ttl,
-            "most": self._keeping.seconds,
-            "idle": self.config.idle_timeout,
+            "ttl": config.ttl,
+            "most": keeping.seconds,
+            "idle": config.idle_timeout,
         }
 
     def _attach(self, left: _Left, stack: AsyncExitStack) -> None:
@@ -167,7 +162,7 @@ class ProcessSandbox(Sandbox):
         stack.push_async_callback(station.close_box, self.id)
         self._tier = Namespaces()
         self._place = self._tier.place(self._settings_of_process, left.facts)
-        self._environment = {**left.note["environment"], "HOME": self._place.work}
+        self._environment = left.note["environment"]
         self._shell = left.note["shell"]
         self._describe()
 

@@ -6,10 +6,7 @@ Never imported when running: a station starts with as few modules as it can.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypedDict
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired
+from typing import TypedDict
 
 __all__ = [
     "Answer",
@@ -19,7 +16,7 @@ __all__ = [
     "ErrorRow",
     "ExitRow",
     "GroupRow",
-    "KeptRow",
+    "KeepRequest",
     "LandlockPlan",
     "LauncherPlan",
     "Masks",
@@ -149,21 +146,20 @@ class BoxRequest(TypedDict):
     box: str
 
 
-class KeptRow(TypedDict):
-    """How long a sandbox stays without an owner (s), and what the next one has to know of it."""
-
-    note: str
-    ttl: float | None
-    most: float | None
-    idle: float | None
-
-
 class OpenRequest(BoxRequest):
     """Give a sandbox a slot."""
 
     user: list[int]
     limits: BoxLimits
-    kept: NotRequired[KeptRow]
+
+
+class KeepRequest(BoxRequest):
+    """Let a sandbox stay without an owner, for so long (s); `note` is for the next one."""
+
+    note: str
+    ttl: float | None
+    most: float | None
+    idle: float | None
 
 
 class RenewRequest(BoxRequest):

@@ -14,7 +14,7 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._shapes import KeptRow
+    from ._shapes import KeepRequest
     from .station import Box, Station
 
 __all__ = ["NEXT", "Alone", "Kept"]
@@ -29,7 +29,7 @@ class Kept:
 
     __slots__ = ("expires", "idle", "last", "note")
 
-    def __init__(self, row: KeptRow) -> None:
+    def __init__(self, row: KeepRequest) -> None:
         now = monotonic()
         self.note = row["note"]
         self.idle = row["idle"]
@@ -83,13 +83,15 @@ class Alone:
                 box.closing = 0
                 os.kill(box.slot.init, signal.SIGKILL)
         # The next owner counts anew, and must not hear of what the last one began.
-        waits = self.station.processes or any(box.closing is not None for box in boxes)
+        waits = self.station.processes or self.station.leaving
+        waits = waits or any(box.closing is not None for box in boxes)
         if boxes and not waits and not self.asked:
             self.station.life.send(NEXT)
             self.asked = True
         return bool(boxes)
 
     def until(self, box: Box) -> float:
+        """When a sandbox's time is over: now, if its owner has not finished making it."""
         return 0.0 if box.kept is None or self.since is None else box.kept.until(self.since)
 
     def patience(self) -> float:

@@ -235,16 +235,12 @@ class StationClient:
 
     async def open_box(
         self, name: str, user: tuple[int, int], limits: Mapping[str, Any],
-        on_lost: Callable[[str], object], kept: Mapping[str, Any] | None = None,
+        on_lost: Callable[[str], object],
     ) -> dict[str, Any]:  # fmt: skip
-        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself.
-
-        `kept` is how long it stays without an owner, and the note for the next one.
-        """
+        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself."""
         self._boxes[name] = on_lost
-        fields = {} if kept is None else {"kept": dict(kept)}
         try:
-            return await self.ask("open", (), box=name, user=user, limits=dict(limits), **fields)
+            return await self.ask("open", box=name, user=user, limits=dict(limits))
         except BaseException:
             self._boxes.pop(name, None)
             if self.alive:

@@ -7,8 +7,8 @@ passes through descriptors that it only hands on. It ends when CONTROL (the owne
 launcher) closes, and the kernel then ends everything else.
 
 Requests: `open`, `network`, `look`, `spawn`, `signal`, `kill`, `close` and, for sandboxes that
-outlive their owner, `list`, `recall`, `renew`, `end`; each with a number `q` that the answer
-repeats. Events: `ready`, `exit`, `lost`.
+outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q` that the
+answer repeats. Events: `ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         Answer,
         BoxRequest,
         ExitRow,
+        KeepRequest,
         OpenRequest,
         PrepareRequest,
         ProcessRequest,
@@ -306,8 +307,6 @@ class Station:
             self.discard(place)
             raise
         box = Box(request["box"], place, store, group)
-        if "kept" in request:
-            box.kept = alone.Kept(request["kept"])
         self.boxes[box.name] = box
         self.by_init[place.init] = box
         box.user = user
@@ -406,6 +405,14 @@ class Station:
             self.free_numbers.add(place.number)
         else:
             self.discarded[place.init] = place.number  # its ids are free when it is reaped
+
+    def do_keep(self, request: KeepRequest, _descriptors: list[int]) -> Answer:
+        """Let a sandbox outlive its owner, who has made all of it."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "its init has ended"}
+        box.kept = alone.Kept(request)
+        return {"ok": {}}
 
     def do_list(self, _request: BoxRequest, _descriptors: list[int]) -> Answer:
         """The sandboxes that a last owner left."""
