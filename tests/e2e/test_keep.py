@@ -369,11 +369,13 @@ from ms_enclave.manager.local_manager import LocalSandboxManager
 async def work(manager, marker):
     while True:
         name = await manager.create_sandbox('process', {'on_owner_death': 'keep'})
+        print(json.dumps(['made', name]), flush=True)
         box = await manager.get_sandbox(name)
         await box.files.write('mine', name)
         await box.execute_command(f'setsid sleep {marker} > /dev/null 2>&1 &')
         await box.run_code('print(1)')
         if len(await manager.list_sandboxes()) > 4:
+            print(json.dumps(['deleted', name]), flush=True)
             await manager.delete_sandbox(name)
 
 async def main(marker, folder):
@@ -389,18 +391,24 @@ asyncio.run(main(*sys.argv[1:]))
 async def test_whenever_a_manager_is_killed_the_next_has_all_that_it_left(folder: Path) -> None:
     chance = random.Random(78)
     markers: list[str] = []
+    heard: list[list[str]] = []
     groups: set[str] = set()
     for _ in range(2 * ROUNDS):
         with Owner(program=BUSY, arguments=[str(folder)]) as owner:
             markers.append(owner.marker)
             owner.read()
-            await anyio.sleep(chance.uniform(0, 0.3))
+            for _ in range(chance.randrange(8)):
+                heard.append(owner.read())
+            await anyio.sleep(chance.uniform(0, 0.05))
             groups |= owner.groups()
-            owner.kill()
+            owner.process.kill()
+            heard += owner.rest()
     launchers = [json.loads(path.read_text())["pid"] for path in folder.glob("*/*.json")]
     async with LocalSandboxManager(state_dir=str(folder)) as manager:
         infos = await manager.list_sandboxes()
-        assert infos
+        expected = {name for what, name in heard if what == "made"}
+        expected -= {name for what, name in heard if what == "deleted"}
+        assert expected <= {info.id for info in infos}
         for info in infos:
             box = await manager.get_sandbox(info.id)
             assert box is not None

@@ -114,6 +114,13 @@ class Owner:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
+    def rest(self) -> list[Any]:
+        """All that it said and nobody has read, once it has ended."""
+        assert self.process.stdout is not None
+        *lines, _ = (self._buffer + (self.process.stdout.read() or b"")).split(b"\n")
+        self._buffer = b""
+        return [json.loads(line) for line in lines]
+
     def ask(self, word: str = "work") -> Any:
         """Let it use its sandboxes and a new one; gives what it says of them."""
         self.tell(word)

@@ -191,7 +191,7 @@ class ProcessSandbox(Sandbox):
         found: list[tuple[Sandbox, float | None]] = []
         taken, complaints = await stations.adopt_all(owner, keeping.folder)
         for text in complaints:
-            logger.warning("sandboxes of the last owner are lost: %s", text)
+            logger.warning("of what the last owner left: %s", text)
         for station in taken:
             for name, facts in (await station.recall_boxes()).items():
                 note = json.loads(facts["note"])
