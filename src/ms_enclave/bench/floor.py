@@ -171,7 +171,7 @@ def find_station() -> int | None:
             parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
     mine = {pid for pid, parent in parents.items() if parent == os.getpid()}
     for pid, parent in parents.items():
-        if parent in mine and _command(parent).endswith("launcher.py"):
+        if parent in mine and os.path.basename(_command(parent)) == "launcher.py":
             return pid
     return None
 
