@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ms_enclave.boxes._process_network import REFUSED, helpers
 from ms_enclave.errors import CapabilityError, ConfigError
-from ms_enclave.spawner import seccomp
+from ms_enclave.spawner import landlock, seccomp
 from ms_enclave.version import __version__
 
 if TYPE_CHECKING:
@@ -134,15 +134,14 @@ def code_document(request: SpawnRequest, preload: list[str], seed: int | None) -
     }  # fmt: skip
 
 
-def landlock_plan(plan: RuntimePlan, places: list[str], *, as_root: bool) -> dict[str, Any]:
+def landlock_plan(plan: RuntimePlan, places: list[str]) -> dict[str, Any]:
     """The same for the tier `landlock`. `places`: folders in which the sandboxes' may be made."""
-    program = seccomp.filter_for("host" if as_root else "own_user").hex()
     return {
         **station_plan(plan, ""),
         "launcher": "landlock_launcher.py",
         "places": places,
-        "filter": program,
-        "init_filter": program,
+        "newest": landlock.NEWEST,
+        "filter": seccomp.filter_for("host").hex(),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.boxes import _process_request as requests
@@ -105,7 +106,7 @@ class Landlock(Tier):
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
         if config.network_enabled:
             raise CapabilityError("network", remedy="use isolation='namespace'")
-        as_root = os.geteuid() == 0
+        as_root = _becomes_another_user()
         _refuse_what_needs_mounts(plan, config, as_root)
         if config.on_owner_death == "keep":
             raise CapabilityError(
@@ -114,7 +115,7 @@ class Landlock(Tier):
         if as_root:
             _refuse_a_closed_interpreter(plan)
         places = list(dict.fromkeys((os.path.realpath(tempfile.gettempdir()), "/var/tmp", "/tmp")))  # noqa: S108 - each only if it will do
-        return requests.landlock_plan(plan, places, as_root=as_root)
+        return requests.landlock_plan(plan, places)
 
     def place(self, config: ProcessSandboxConfig, box: Mapping[str, Any]) -> Place:
         work, tmp = box["work"], box["tmp"]
@@ -136,6 +137,14 @@ class Landlock(Tier):
 
     def report(self, facts: Mapping[str, Any], place: Place) -> IsolationReport:
         return requests.landlock_report(facts)
+
+
+def _becomes_another_user() -> bool:
+    """Whether a sandbox's user is another than we, as the launcher decides it."""
+    if os.geteuid() != 0:
+        return False
+    lines = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return len(lines) > 1 or lines[0][2] != "1" or lines[0][1] == "0"
 
 
 def _refuse_what_needs_mounts(

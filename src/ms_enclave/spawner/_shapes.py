@@ -119,12 +119,14 @@ class StationPlan(Plan):
 class LandlockPlan(StationPlan):
     """The plan of a station of tier `landlock`, as its launcher completes it.
 
-    `places`: where its folder may be; `scratch`: where it is; `guest`: where the guest is in it.
+    `places`: where its folder may be; `scratch`: where it is; `guest`: where the guest is in it;
+    `newest`: the newest ABI of Landlock to use; `version`: the one that is used.
     """
 
     places: list[str]
     scratch: str
     guest: str
+    newest: int
     version: int
     ids: int
 

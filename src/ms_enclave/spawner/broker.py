@@ -1,9 +1,10 @@
 """Changes modes and times of a sandbox's own files, for programs that may not do it themselves.
 
-Where a sandbox's user is the caller, no rule of Landlock's keeps a program from changing the mode
-or the times of any other file of the caller's. So a filter hands these calls to the sandbox's
-keeper (seccomp's user notification), who looks up the file, sees whether it is in the sandbox, and
-makes the change itself: nothing the program does meanwhile changes which file that is.
+No rule of Landlock's keeps a program from changing the mode or the times of a file, and where a
+sandbox's user is the caller, all of the caller's files are its own. So a filter hands these calls
+to the sandbox's keeper (seccomp's user notification), who looks up the file, sees whether it is in
+the sandbox, and makes the change itself: nothing the program does meanwhile changes which file
+that is.
 
 Formats: linux/seccomp.h.
 """

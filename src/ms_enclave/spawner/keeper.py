@@ -138,7 +138,7 @@ class _Keeper:
                 elif descriptor in self.brokers:
                     self.serve(descriptor, event)
                 elif self.line.recv(_PACKET) == b"begun":
-                    self.look_soon()
+                    self.look_now()
                 else:  # it is to end, or the station has ended
                     self.end()
                     return
@@ -195,9 +195,11 @@ class _Keeper:
                 memory=usage.ru_maxrss,
             )  # fmt: skip
 
-    def look_soon(self) -> None:
+    def look_now(self) -> None:
+        """A program begins: the station is told what it finds."""
         self.pause = _LEAST_PAUSE
-        self.look_at = min(self.look_at, time.monotonic() + self.pause)
+        self.seen = (-1, -1)
+        self.look_at = time.monotonic()
 
     def watch(self) -> None:
         """Look at what is stored: often while it changes, and never so often that looking takes
@@ -280,10 +282,10 @@ def _stand_at_the_door(keeper: _Keeper, ready: socket.socket) -> NoReturn:
         os.close(keeper.children)
         if keeper.scope >= 0:
             landlock.restrict_self(keeper.scope)
-        listener = [] if keeper.place.own_user else [broker.install()]
-        socket.send_fds(ready, [b"."], listener)
+        listener = broker.install()
+        socket.send_fds(ready, [b"."], [listener])
         ready.close()
-        for descriptor in (*listener, *keeper.brokers):
+        for descriptor in (listener, *keeper.brokers):
             os.close(descriptor)
         orders = socket.socket(fileno=keeper.orders)
         while True:

@@ -164,7 +164,12 @@ def scope_wall(version: int) -> int:
     """
     if version < SCOPES_SINCE:
         return -1
-    return create_ruleset(version, 0, [], scopes=SCOPE_SIGNALS | SCOPE_ABSTRACT_SOCKETS)
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        scopes = SCOPE_SIGNALS | SCOPE_ABSTRACT_SOCKETS
+        return create_ruleset(version, REFER, [(root, REFER)], scopes=scopes)
+    finally:
+        os.close(root)
 
 
 def only_wall(version: int, paths: Sequence[tuple[str, int]]) -> int:

@@ -47,7 +47,7 @@ def main(control: int, plan_file: int) -> None:
     groups: list[cgroups.Hierarchy] = []
     scratch = ""
     try:
-        plan["version"] = _landlock_version()
+        plan["version"] = min(_landlock_version(), plan["newest"])
         plan["first_id"], plan["ids"], lock = _ids()
         scratch = plan["scratch"] = _scratch(plan)
         groups = _groups(plan)
@@ -77,11 +77,11 @@ def _landlock_version() -> int:
 
 def _ids() -> tuple[int | None, int, int]:
     """The first of a range of users of our own, how many, and the lock on it. (None, 0, -1) where
-    we are an ordinary user, and so is the sandbox.
+    we are an ordinary user (perhaps as the root of a namespace of his), and so is the sandbox.
 
     Raises StartError for root that cannot become anybody else: nothing in a sandbox may be root.
     """
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or _is_one_user(launcher.id_maps()):
         return None, 0, -1
     held = calls.capabilities()
     missing = [name for bit, name in _NEEDED.items() if not held >> bit & 1]
@@ -91,14 +91,19 @@ def _ids() -> tuple[int | None, int, int]:
     first, lock = launcher.choose_ids()
     if first is not None:
         return first, launcher.RANGE, lock
+    return _small_range()
+
+
+def _is_one_user(maps: list[list[list[int]]]) -> bool:
+    """Whether nobody can be had but one user, who is not root outside of our namespace."""
+    return all(len(lines) == 1 and lines[0][2] == 1 and lines[0][1] != 0 for lines in maps)
+
+
+def _small_range() -> tuple[int, int, int]:
     start, count = _SMALL
-    fits = all(
-        any(a <= start and start + count <= a + n for a, _, n in m) for m in launcher.id_maps()
-    )
-    if not fits:
-        raise launcher.StartError(
-            "ids", errno.EUSERS, "no users are mapped that could be a sandbox's"
-        )
+    for lines in launcher.id_maps():
+        if not any(a <= start and start + count <= a + n for a, _, n in lines):
+            raise launcher.StartError("ids", errno.EUSERS, "no users that a sandbox could be")
     lock = os.open(f"{launcher.LOCKS}/small", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

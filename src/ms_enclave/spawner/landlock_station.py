@@ -86,7 +86,9 @@ class Yard:
         self.init = 0
         self.door = 0
         self.used = self.files = 0
-        self.used_before: dict[int, int] = {}
+        self.allowed: dict[int, int | None] = {}
+        """Bytes stored beyond which a run is ended although it found the yard full; None until the
+        first look after its begin."""
 
     def members(self, crowd: survey.Crowd | None = None) -> survey.Members:
         return survey.descendants(self.init, self.door, crowd)
@@ -206,7 +208,10 @@ class LandlockStation(station.Station):
         """End the runs that have stored more than they may; not one that only finds it full."""
         box = self.by_init.get(yard.init)
         for process in list(box.processes.values()) if box is not None else ():
-            if not process.ended and yard.used > yard.used_before.get(process.number, 0):
+            allowed = yard.allowed.get(process.number, 0)
+            if allowed is None:
+                yard.allowed[process.number] = yard.used
+            elif not process.ended and yard.used > allowed:
                 self.kill_run(process, "disk_limit")
 
     # --- sandboxes ------------------------------------------------------------------------------
@@ -404,7 +409,8 @@ class LandlockStation(station.Station):
         if box is not None:
             yard = self.yard_of(box)
             self.hear(yard)
-            yard.used_before[request["process"]] = yard.used
+            if yard.full():
+                yard.allowed[request["process"]] = None
             if request["kind"] != "guest":
                 self.tell_begun(yard)
         return super().do_spawn(request, descriptors)
@@ -419,7 +425,7 @@ class LandlockStation(station.Station):
     def limit_hit(
         self, process: station.Process, status: int, usage: struct_rusage, figures: Figures
     ) -> str | None:
-        self.yard_of(process.box).used_before.pop(process.number, None)
+        self.yard_of(process.box).allowed.pop(process.number, None)
         return super().limit_hit(process, status, usage, figures)
 
 

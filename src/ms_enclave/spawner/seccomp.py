@@ -21,9 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    Setting = Literal["carrier", "namespaces", "host", "own_user"]
+    Setting = Literal["carrier", "namespaces", "host"]
     """A carrier, whose calls a station orders; a process in namespaces of its own; one that shares
-    the host's namespaces, as a user of its own, or as the caller."""
+    the host's namespaces."""
 
 __all__ = [
     "ALLOW",
@@ -119,17 +119,14 @@ _SHARED_CHECKED = {
 
 _SHARED_DENIED = frozenset(
     """
-    bind connect listen inotify_add_watch mq_getsetattr mq_notify mq_open mq_timedreceive
-    mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl
-    shmdt shmget socket
+    bind chown connect fchown fchownat file_setattr inotify_add_watch lchown listen mq_getsetattr
+    mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd
+    semctl semget semop semtimedop shmat shmctl shmdt shmget socket
     """.split()  # noqa: SIM905
 )
 
-# What changes a file without opening it for writing is held by no rule of Landlock's. A user of the
-# sandbox's own has no files on the host; the caller's has.
-_OWN_USER_DENIED = frozenset({"chown", "fchown", "fchownat", "file_setattr", "lchown"})
-
-_OWN_USER_UNSUPPORTED = frozenset(
+# What changes a file without opening it for writing is held by no rule of Landlock's.
+_SHARED_UNSUPPORTED = frozenset(
     """
     fremovexattr fsetxattr lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat
     """.split()  # noqa: SIM905
@@ -140,7 +137,7 @@ LISTENED = frozenset(
         "chmod", "fchmod", "fchmodat", "fchmodat2", "futimesat", "utime", "utimensat", "utimes",
     }
 )  # fmt: skip
-"""The rest of these, which a keeper does for the program (`listening_filter`)."""
+"""The rest of those, which a keeper does for the program (`listening_filter`)."""
 
 TRACED = frozenset({"setns", "unshare", "pidfd_getfd", "capset"})
 """What only the station may make a carrier do; EPERM where there is no station to trace."""
@@ -202,7 +199,7 @@ ALLOWED = frozenset(
 
 def checked_calls(setting: Setting) -> dict[str, tuple[int, int, list[list[tuple[int, int, int]]]]]:
     """The calls whose arguments count: as `CHECKED`."""
-    return _SHARED_CHECKED if setting in ("host", "own_user") else CHECKED
+    return _SHARED_CHECKED if setting == "host" else CHECKED
 
 
 def action_of(
@@ -225,11 +222,9 @@ def action_of(
 
 
 def _plain_action(name: str | None, setting: Setting) -> int:
-    if setting in ("host", "own_user") and name in _SHARED_DENIED:
+    if setting == "host" and name in _SHARED_DENIED:
         return EPERM
-    if setting == "own_user" and name in _OWN_USER_DENIED:
-        return EPERM
-    if setting == "own_user" and name in _OWN_USER_UNSUPPORTED:
+    if setting == "host" and name in _SHARED_UNSUPPORTED:
         return ENOTSUP  # as of a file system without them: programs then do what they can
     if name in ALLOWED:
         return ALLOW

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import ms_enclave
 from ms_enclave.spawner import seccomp
 
-SETTINGS: tuple[seccomp.Setting, ...] = ("carrier", "namespaces", "host", "own_user")
+SETTINGS: tuple[seccomp.Setting, ...] = ("carrier", "namespaces", "host")
 MACHINES = sorted(seccomp.ARCHITECTURES)
 INTERESTING = [0, 1, 2, 8, 9, 10, 16, 17, 40, 0x5412, 0x541C, 1024, 1026, 0x40000, 0x10000000,
                0x7E020000, 0o060644, 0o100644, 0xFFFFFFFF]  # fmt: skip
