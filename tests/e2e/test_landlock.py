@@ -72,6 +72,27 @@ def test_without_user_namespaces_the_best_is_landlock(home: Path) -> None:
 
 
 @needs_root
+def test_doctor_prints_what_mends_it_and_does_it_when_asked(home: Path) -> None:
+    doctor = f"{sys.executable} -c 'from ms_enclave.cli import run_cmd; run_cmd()' doctor process"
+    limit = "/proc/sys/user/max_user_namespaces"
+    script = (
+        f"echo 0 > {limit}; {doctor}; echo '--' $?; {doctor} --fix; echo '--' $?; cat {limit};"
+        f"{doctor} --fix --apply; echo '--' $?; cat {limit}"
+    )
+    done = as_somebody(home, ["unshare", "--user", "--map-root-user", "sh", "-c", script], 60)
+    shown, printed, applied, limits = done.stdout.split("-- ")
+    assert "does not work here" in shown
+    assert "tier landlock works when it is asked for by name" in shown
+    line = "sysctl -w user.max_user_namespaces=15000"
+    assert printed.splitlines()[0] == "1"
+    assert printed.splitlines()[1].startswith(line)
+    assert len(printed.splitlines()) == 2
+    assert applied.splitlines()[:2] == ["1", "0"], "printed, not done"
+    assert applied.splitlines()[2].startswith(line)
+    assert limits.split() == ["0", "15000"], done.stderr
+
+
+@needs_root
 @pytest.mark.namespaces
 def test_with_user_namespaces_the_best_is_not_landlock(home: Path) -> None:
     done = as_somebody(home, [sys.executable, "-c", BEST], 60)

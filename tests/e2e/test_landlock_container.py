@@ -58,6 +58,26 @@ def test_the_best_that_can_be_had_there_is_landlock(user: str) -> None:
     assert shown["guards"]["landlock"] == shown["guards"]["seccomp"] == "on"
 
 
+def test_doctor_says_there_how_the_container_has_to_be_started() -> None:
+    code = "from ms_enclave.cli import run_cmd; run_cmd()"
+    done = docker_run(["python3", "-c", code, "doctor", "process", "--fix", "--apply"])
+    assert done.returncode == 1
+    [line] = done.stdout.splitlines()
+    assert line.startswith("start the container with: docker run --security-opt seccomp=unconfined")
+    assert "not for this program" in done.stderr
+
+
+def test_root_that_may_not_become_anybody_is_refused_with_what_to_do() -> None:
+    code = (
+        "from ms_enclave import blocking\n"
+        "try: print(blocking.run('print(1)', config={'isolation': 'landlock'}).stdout)\n"
+        "except Exception as error: print(error)"
+    )
+    done = docker_run(["python3", "-c", code], "--cap-drop=ALL")
+    assert "ordinary user" in done.stdout, done.stdout + done.stderr
+    assert "--cap-add SETUID" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ms_enclave.errors import EnclaveError
 from ms_enclave.model.diagnosis import Diagnosis, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ms_enclave.boxes.base import Sandbox
 
@@ -18,7 +18,9 @@ _PROGRAM = ["/bin/sh", "-c", "exit 0"]
 
 
 async def diagnose_by_starting(
-    sandbox_class: type[Sandbox], hints: Sequence[Problem] = ()
+    sandbox_class: type[Sandbox],
+    hints: Sequence[Problem] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Start a sandbox of a type, run a program in it, and say what that showed.
 
@@ -28,7 +30,7 @@ async def diagnose_by_starting(
     """
     name = sandbox_class.sandbox_type
     try:
-        async with sandbox_class() as sandbox:
+        async with sandbox_class(config) as sandbox:
             result = await sandbox.execute_command(_PROGRAM, timeout=30)
             report = sandbox.isolation
     except EnclaveError as error:

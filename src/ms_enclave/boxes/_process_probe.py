@@ -23,7 +23,15 @@ from ms_enclave.model.diagnosis import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["ATTEMPTS", "KERNEL_FLOOR", "USE_LINUX", "HostFacts", "host_facts", "problems"]
+__all__ = [
+    "ATTEMPTS",
+    "KERNEL_FLOOR",
+    "USE_LINUX",
+    "HostFacts",
+    "host_facts",
+    "landlock_remedy",
+    "problems",
+]
 
 KERNEL_FLOOR = (5, 12)
 """`mount_setattr`, by which a whole tree is made read-only at once; everything else is older."""
@@ -208,6 +216,8 @@ def _sysctl(what: str, name: str, value: int) -> Problem:
         what=what,
         remedy=f"sudo sysctl -w {name}={value}   (to stay: echo '{name}={value}' | "
         "sudo tee /etc/sysctl.d/60-ms-enclave.conf)",
+        command=f"sudo sysctl -w {name}={value} && echo '{name}={value}' | "
+        "sudo tee /etc/sysctl.d/60-ms-enclave.conf",
     )
 
 
@@ -221,11 +231,15 @@ def _apparmor(facts: HostFacts, what: str) -> Problem:
         "abi <abi/4.0>,\\ninclude <tunables/global>\\n"
         f'profile ms-enclave "{facts.python}" flags=(unconfined) {{\\n  userns,\\n}}\\n'
     )
+    command = (
+        f"printf '{profile}' | sudo tee /etc/apparmor.d/ms-enclave && "
+        "sudo apparmor_parser -r /etc/apparmor.d/ms-enclave"
+    )
     return Problem(
         what=f"{what}: AppArmor allows it to listed programs only",
-        remedy=f"list this Python: printf '{profile}' | sudo tee /etc/apparmor.d/ms-enclave && "
-        "sudo apparmor_parser -r /etc/apparmor.d/ms-enclave   (or allow it to every program: "
+        remedy=f"list this Python: {command}   (or allow it to every program: "
         "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)",
+        command=command,
     )
 
 
@@ -327,6 +341,15 @@ def _weak_ptrace(facts: HostFacts) -> Problem | None:
 def _weak_landlock(facts: HostFacts) -> Problem | None:
     if facts.landlock_abi > 0:
         return None
+    return Problem(
+        what="no Landlock: the tier landlock cannot be had",
+        remedy=landlock_remedy(facts),
+        blocks=False,
+    )
+
+
+def landlock_remedy(facts: HostFacts) -> str:
+    """What to do where there is no Landlock."""
     remedy = "boot a kernel that was built with CONFIG_SECURITY_LANDLOCK=y (Linux 5.13 or newer)"
     if facts.landlock_error == "EOPNOTSUPP":
         remedy = (
@@ -335,11 +358,7 @@ def _weak_landlock(facts: HostFacts) -> Problem | None:
         )
     elif facts.landlock_error == "EPERM":
         remedy = "let the container's system-call filter pass landlock_create_ruleset and its kin"
-    return Problem(
-        what="no Landlock: the second wall around files and signals is missing",
-        remedy=remedy,
-        blocks=False,
-    )
+    return remedy
 
 
 def _weak_overlay(facts: HostFacts) -> Problem | None:

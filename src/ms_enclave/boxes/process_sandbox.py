@@ -119,7 +119,10 @@ class ProcessSandbox(Sandbox):
     async def _find_station(self, isolation: str) -> StationClient:
         """A station of the tier that is wanted; with "best", of the best that can be had here."""
         if isolation == "landlock":
-            return await self._acquire(Landlock())
+            try:
+                return await self._acquire(Landlock())
+            except IsolationUnavailableError as error:
+                raise await _explained_landlock(error) from None
         try:
             return await self._acquire(Namespaces())
         except IsolationUnavailableError as error:
@@ -272,7 +275,14 @@ class ProcessSandbox(Sandbox):
         """Whether it works here, by making one, with the exact remedy for whatever it lacks."""
         from ms_enclave.boxes._diagnose import diagnose_by_starting
 
-        return await diagnose_by_starting(cls, await _problems())
+        found = await diagnose_by_starting(cls, await _problems())
+        other = await diagnose_by_starting(cls, config={"isolation": "landlock"})
+        if other.works:
+            return found.model_copy(update={"by_name": {"landlock": other.guards}})
+        if found.works:
+            return found
+        also = [problem.model_copy(update={"blocks": False}) for problem in other.problems]
+        return found.model_copy(update={"problems": [*found.problems, *also]})
 
 
 def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
@@ -344,4 +354,18 @@ async def _explained(error: IsolationUnavailableError) -> IsolationUnavailableEr
         f"{blocking[0].what} ({error})",
         missing=error.missing,
         remedy="; ".join(problem.remedy for problem in blocking),
+    )
+
+
+async def _explained_landlock(error: IsolationUnavailableError) -> IsolationUnavailableError:
+    """The same for the tier `landlock`."""
+    from ms_enclave.boxes._landlock_probe import landlock_problem
+    from ms_enclave.boxes._process_probe import host_facts
+
+    facts = await anyio.to_thread.run_sync(host_facts)
+    problem = landlock_problem(facts, error.missing[0] if error.missing else "")
+    if problem is None:
+        return error
+    return IsolationUnavailableError(
+        f"{problem.what} ({error})", missing=error.missing, remedy=problem.remedy
     )

@@ -24,6 +24,12 @@ def doctor(
         typer.Argument(metavar="TYPE", help="Look at these types only.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Print only the line that mends what stands in the way.")
+    ] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="With --fix: run that line, too, and look again.")
+    ] = False,
 ) -> None:
     """Say which sandbox types work here, which guards are active and what to do about the rest.
 
@@ -31,8 +37,15 @@ def doctor(
     """
     from ms_enclave import loop
 
+    if apply and not fix:
+        raise typer.BadParameter("--apply goes with --fix")
     found = loop.call(_diagnose, names or [])
-    if json:
+    if fix:
+        if _mend(found, apply=apply):
+            found = loop.call(_diagnose, names or [])
+            if not any(each.works for each in found):
+                typer.echo("it still does not work: see ms-enclave doctor", err=True)
+    elif json:
         from json import dumps
 
         typer.echo(dumps([each.model_dump(mode="json") for each in found], indent=2))
@@ -41,6 +54,40 @@ def doctor(
 
         _show(Console(), found)
     raise typer.Exit(0 if any(each.works for each in found) else _EXIT_NOTHING_WORKS)
+
+
+def _mend(found: Sequence[Diagnosis], *, apply: bool) -> bool:
+    """Print the line that mends the first thing in the way, and run it if that is asked for;
+    whether it was run."""
+    import os
+    import subprocess
+
+    missing = [problem for each in found if not each.works for problem in each.problems]
+    blocking = [problem for problem in missing if problem.blocks]
+    if not blocking:
+        typer.echo("nothing has to be mended", err=True)
+        return False
+    line = blocking[0].command
+    if line is None:
+        typer.echo(blocking[0].remedy)
+        if apply:
+            typer.echo("that is not for this program to do", err=True)
+        return False
+    if os.geteuid() == 0:
+        line = line.replace("sudo ", "")
+    typer.echo(line)
+    if not apply:
+        return False
+    path = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"  # where such programs are
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
+    if done.returncode != 0:
+        typer.echo(f"it ended with exit code {done.returncode}", err=True)
+    return True
 
 
 async def _diagnose(names: Sequence[str]) -> list[Diagnosis]:
@@ -71,6 +118,10 @@ def _show(console: Console, found: Sequence[Diagnosis]) -> None:
         for name, guard in sorted(each.guards.items()):
             colour = {"on": "green", "off": "red"}.get(guard, "dim")
             console.print(f"  [{colour}]{guard:>3}[/]  {name}")
+        for tier, guards in each.by_name.items():
+            console.print(f"  tier [bold]{tier}[/] [green]works[/] when it is asked for by name")
+            active = ", ".join(sorted(name for name, state in guards.items() if state == "on"))
+            console.print(f"    on: {active}", highlight=False)
         for problem in each.problems:
             mark = "[red]x[/]" if problem.blocks else "[yellow]![/]"
             console.print(f"  {mark} {_plain(problem.what)}", highlight=False)

@@ -16,6 +16,9 @@ class Problem(BaseModel):
     """What is missing and what for."""
     remedy: str
     """A command to run or a setting to change: complete, to be copied."""
+    command: str | None = None
+    """A line for a shell of this machine that does it, where one does; `sudo` in it as for an
+    ordinary user."""
     blocks: bool = True
     """Whether nothing works without it; otherwise a guard is missing or weaker."""
 
@@ -31,4 +34,6 @@ class Diagnosis(BaseModel):
     """The isolation tier of a sandbox made just now; None where none could be made."""
     guards: dict[str, str] = Field(default_factory=dict[str, str])
     """Guards by name: `on`, `off` or `n/a`."""
+    by_name: dict[str, dict[str, str]] = Field(default_factory=dict[str, dict[str, str]])
+    """Weaker tiers that work here when they are asked for by name, with their guards."""
     problems: list[Problem] = Field(default_factory=list[Problem])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ms_enclave.boxes import _process_probe as probe
+from ms_enclave.boxes._landlock_probe import landlock_problem
 from ms_enclave.boxes._process_probe import ATTEMPTS, HostFacts, problems
 
 ALL_WORK = dict.fromkeys(ATTEMPTS, "")
@@ -282,3 +284,41 @@ def test_this_machine_can_be_looked_at_and_is_left_as_it_was() -> None:
 
 def test_an_interpreter_that_cannot_be_started_is_said_so() -> None:
     assert set(probe.host_facts("/nonexistent/python").attempts) == {"helper"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "begins"),
+    [
+        ({**DEBIAN_12_USER, "max_user_namespaces": 0, "attempts": NO_USER_NAMESPACE},
+         "sudo sysctl -w user.max_user_namespaces=15000"),
+        (UBUNTU_24_USER, "printf 'abi <abi/4.0>"),
+        (DOCKER_ROOT, None),
+    ],
+)  # fmt: skip
+def test_what_can_be_done_on_this_machine_is_a_line_for_its_shell(
+    machine: dict[str, Any], begins: str | None
+) -> None:
+    command = problems(HostFacts(**machine))[0].command
+    assert command is None if begins is None else (command or "").startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("step", "facts", "words"),
+    [
+        ("landlock", {"landlock_abi": 0, "landlock_error": "EOPNOTSUPP"}, "lsm=landlock"),
+        ("landlock", {"landlock_abi": 0, "landlock_error": "ENOSYS"}, "CONFIG_SECURITY_LANDLOCK"),
+        ("landlock", {"landlock_abi": 2}, "boot Linux 6.2"),
+        ("ids", {"uid": 0}, "--cap-add SETUID"),
+        ("folder", {}, "TMPDIR"),
+    ],
+)
+def test_why_the_tier_landlock_cannot_be_had_is_told_with_what_to_do(
+    step: str, facts: dict[str, Any], words: str
+) -> None:
+    problem = landlock_problem(replace(HostFacts(**DEBIAN_12_USER), **facts), step)
+    assert problem is not None
+    assert words in problem.remedy
+
+
+def test_a_step_that_nothing_is_known_of_is_not_explained() -> None:
+    assert landlock_problem(HostFacts(**DEBIAN_12_USER), "station") is None
