@@ -20,7 +20,7 @@ from ms_enclave.boxes._process_binds import Bind, below, covered, volume_binds, 
 from ms_enclave.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ms_enclave.model import ProcessSandboxConfig
 
@@ -29,6 +29,7 @@ __all__ = [
     "Host",
     "Interpreter",
     "RuntimePlan",
+    "closed_part",
     "compose",
     "inspect",
     "look",
@@ -126,6 +127,8 @@ class RuntimePlan:
     """Folders of the host that a root file system of its own shows, too."""
     late: tuple[Bind, ...] = ()
     """What is below a file system that only the sandbox brings, and has to be put over it."""
+    entered: tuple[str, ...] = ()
+    """Files and folders of the host that a sandbox's user needs for its Python."""
 
     def as_station(self) -> dict[str, Any]:
         """The plan as data (JSON)."""
@@ -211,6 +214,23 @@ def inspect(path: str) -> Interpreter:
     return found
 
 
+def closed_part(plan: RuntimePlan) -> str | None:
+    """A file or folder of the sandbox's Python that other users than its owner may not use.
+
+    Folders above what is bound do not count: only what is bound shows inside.
+    """
+    for path in plan.entered:
+        sources = [bind.source for bind in plan.binds if below(path, bind.source)]
+        source = max(sources, key=len, default=path)
+        while below(path, source) and os.path.exists(path):
+            if os.stat(path).st_mode & 0o005 != 0o005:
+                return path
+            if path == source:
+                break
+            path = os.path.dirname(path)
+    return None
+
+
 # --- deciding -----------------------------------------------------------------------------------
 
 
@@ -246,6 +266,7 @@ def compose(config: ProcessSandboxConfig, host: Host, chosen: Interpreter) -> Ru
         shell="/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh",
         cold_reason=None if chosen.can_be_copied else f"{chosen.implementation} cannot be copied",
         volumes=writable,
+        entered=tuple(_needs(chosen)),
         late=tuple(
             Bind(bind.target, bind.target)
             for bind in binds
@@ -294,6 +315,15 @@ def _add_interpreter(interpreter: Interpreter, binds: list[Bind], links: dict[st
         binds.append(Bind(real, real))
 
 
+def _needs(interpreter: Interpreter) -> Iterator[str]:
+    """The files and folders without which an interpreter does not start or finds no package."""
+    yield interpreter.executable
+    yield os.path.realpath(interpreter.executable)
+    name = ".".join(map(str, interpreter.version[:2]))
+    for prefix in dict.fromkeys((interpreter.base_prefix, interpreter.prefix)):
+        yield os.path.realpath(f"{prefix}/lib/python{name}/site-packages")
+
+
 def _refuse_wide(interpreter: Interpreter, prefix: str) -> None:
     at_home = [os.path.expanduser(path) for path in _TOO_WIDE_AT_HOME]
     if prefix in _TOO_WIDE or prefix in at_home or below(at_home[0], prefix):
@@ -332,5 +362,6 @@ def _with_image(plan: RuntimePlan, rootfs: str, chosen: Interpreter) -> RuntimeP
         cold_reason="a root file system of its own is served by a new interpreter each time",
         image=image.root,
         beside=plan.binds if python is None else (),
+        entered=plan.entered if python is None else (),
         late=tuple(bind for bind in plan.late if bind.target in given),
     )

@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes._process_network import refuse_without_helper
-from ms_enclave.boxes._process_plan import RuntimePlan, plan_runtime
+from ms_enclave.boxes._process_plan import RuntimePlan, closed_part, plan_runtime
 from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
 from ms_enclave.boxes.base import PROCESS_WIDE, Keeping, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
@@ -97,6 +97,8 @@ class ProcessSandbox(Sandbox):
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
+        if station.facts["root_mode"]:
+            _refuse_a_closed_python(self._plan)
         box = await station.open_box(
             self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
@@ -302,6 +304,16 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
         )
     if config.network_enabled:
         refuse_without_helper()
+
+
+def _refuse_a_closed_python(plan: RuntimePlan) -> None:
+    """Raise ConfigError for one that only its owner may run: a sandbox's user is another."""
+    closed = closed_part(plan)
+    if closed is not None:
+        raise ConfigError(
+            f"A sandbox's own user may not use {closed}, which its Python is in or needs",
+            remedy=f"chmod -R go+rX {closed}",
+        )
 
 
 async def _attach_network(station: StationClient, name: str) -> None:
