@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from ms_enclave.errors import SandboxLostError, SandboxStartError
 from ms_enclave.manager.local_manager import LocalSandboxManager
-from tests.security.boxes import wait_for_processes, wait_until_gone
+from tests.security.boxes import ANY_USERS_PYTHON, wait_for_processes, wait_until_gone
 from tests.support.owners import BUSY, PROGRAM, Owner, groups_named, new_marker
 from tests.support.parts import ROLES, descendants_of, find_part, wait_until_dead
 from tests.support.somebody import SOMEBODY, words_of_somebody
@@ -98,11 +99,13 @@ def test_two_users_leave_each_other_alone() -> None:
         shutil.rmtree(home)
 
 
-def test_whenever_a_manager_is_killed_nothing_is_left() -> None:
+@pytest.mark.parametrize("tier", ["namespace", "landlock"])
+def test_whenever_a_manager_is_killed_nothing_is_left(tier: str) -> None:
     chance = random.Random(78)
+    env = {**os.environ, "CONFIG": json.dumps(config_of(tier))}
     for _ in range(2 * ROUNDS):
         groups: set[str] = set()
-        with Owner(program=BUSY) as owner:
+        with Owner(program=BUSY, env=env) as owner:
             assert owner.read() == "ready"
             stations = descendants_of(owner.process.pid)
             time.sleep(chance.uniform(0, 0.3))
@@ -158,17 +161,26 @@ class Work:
         assert result.stdout == "2\n"
 
 
+OF_LANDLOCK = ("launcher", "station", "init")
+"""There a sandbox's first process is its keeper, which takes its place."""
 HARMLESS = {"zygote", "guest"}
 """What a sandbox survives."""
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("tier", "role"),
+    [*(("namespace", role) for role in ROLES), *(("landlock", role) for role in OF_LANDLOCK)],
+)
 async def test_whatever_part_is_killed_callers_learn_it_and_the_next_sandbox_works(
-    role: str,
+    tier: str, role: str
 ) -> None:
     chance = random.Random(role)
-    async with LocalSandboxManager() as neighbours, LocalSandboxManager() as manager:
+    config = config_of(tier)
+    async with (
+        LocalSandboxManager(sandbox_config=config) as neighbours,
+        LocalSandboxManager(sandbox_config=config) as manager,
+    ):
         neighbour = await neighbours.get_sandbox(await neighbours.create_sandbox("process"))
         assert neighbour is not None
         await neighbour.files.write("mine", "here")
@@ -205,6 +217,11 @@ async def test_whatever_part_is_killed_callers_learn_it_and_the_next_sandbox_wor
                     await box.run_code("print(4)")
             assert await manager.delete_sandbox(name)
             assert wait_until_gone(marker, GONE) == []
+
+
+def config_of(tier: str) -> dict[str, object]:
+    """What a sandbox of a tier takes here."""
+    return {"isolation": tier, "python": ANY_USERS_PYTHON if tier == "landlock" else None}
 
 
 def is_expected(error: Exception, role: str) -> bool:

@@ -50,7 +50,7 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 BUSY = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 from ms_enclave.manager.local_manager import LocalSandboxManager
 
 async def work(manager, marker):
@@ -64,7 +64,8 @@ async def work(manager, marker):
         await manager.delete_sandbox(name)
 
 async def main(marker, count):
-    async with LocalSandboxManager() as manager:
+    config = json.loads(os.environ.get('CONFIG', '{}'))
+    async with LocalSandboxManager(sandbox_config=config) as manager:
         await manager.run_code('print(1)')
         print(json.dumps('ready'), flush=True)
         await asyncio.gather(*(work(manager, marker) for _ in range(count)))
