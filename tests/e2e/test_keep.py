@@ -341,7 +341,10 @@ async def test_a_station_with_a_broken_record_is_found_all_the_same(folder: Path
 
 
 @pytest.mark.parametrize("how", ["launcher hangs", "station hangs", "no socket"])
-async def test_what_cannot_be_reached_is_lost_and_ended(folder: Path, how: str) -> None:
+async def test_what_cannot_be_reached_is_lost_and_ended(
+    folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ms_enclave.spawner.stations.ADOPT_SECONDS", 1.0)
     with Keeper(folder, {}) as owner:
         launcher = find_part("launcher", owner.daemons[0])
         station = find_part("station", owner.daemons[0])

@@ -73,9 +73,7 @@ def main(control: int, plan_file: int) -> None:
     first, lock, listener = -1, -1, None
     try:
         if plan["keep"] is not None:
-            from ms_enclave.spawner import keeping  # most stations end with their owner
-
-            listener = step("announce", keeping.announce, plan["keep"], plan["instance"])
+            listener = _announce(plan["keep"], plan["instance"])
         first, lock = choose_ids()
         station, groups, ours = _start(plan, control, first)
     except StartError as error:
@@ -90,6 +88,15 @@ def main(control: int, plan_file: int) -> None:
         remove_group(group.path)
     if lock >= 0:
         os.close(lock)
+
+
+def _announce(folder: str, instance: str) -> socket.socket:
+    from ms_enclave.spawner import keeping  # most stations end with their owner
+
+    try:
+        return keeping.announce(folder, instance)
+    except OSError as error:  # says nothing of what the machine allows
+        raise StartError("announce", 0, str(error)) from error
 
 
 def _withdraw(plan: LauncherPlan) -> None:

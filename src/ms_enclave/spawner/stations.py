@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["acquire", "adopt_all", "end_all_of", "leave_all_of", "release"]
 
-_ADOPT_SECONDS = 5.0
+ADOPT_SECONDS = 5.0
+"""Seconds that a station of the last owner may take to answer before it is ended."""
 
 _stations: dict[tuple[str, str], StationClient] = {}
 _locks: dict[tuple[str, str], anyio.Lock] = {}
@@ -92,7 +93,7 @@ async def adopt_all(owner: str, path: str) -> tuple[list[StationClient], list[st
         launched = take_over(survivor.connection, survivor)
         station = StationClient({"keep": path}, launched)
         try:
-            await station.start(_ADOPT_SECONDS)
+            await station.start(ADOPT_SECONDS)
         except (SandboxStartError, IsolationUnavailableError) as error:
             complaints.append(error.message)
             return
