@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from ms_enclave import blocking
 from ms_enclave.errors import CapabilityError, ConfigError, SandboxLostError, SandboxStateError
 from ms_enclave.manager.local_manager import LocalSandboxManager
 from ms_enclave.spawner import keeping
@@ -361,6 +363,34 @@ async def test_what_cannot_be_reached_is_lost_and_ended(
             assert wait_until_dead({launcher, station}, 1.0) == set()
             assert (await manager.run_code("print(1)")).stdout == "1\n"
             assert groups_named(groups) == set()
+
+
+def memory_of(pid: int) -> bytes:
+    """What a process may write of its memory: all that it could have stored something in."""
+    found = b""
+    with open(f"/proc/{pid}/maps") as rows, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for row in rows:
+            (first, _, end), kind = row.split()[0].partition("-"), row.split()[1]
+            if kind.startswith("rw"):
+                memory.seek(int(first, 16))
+                found += memory.read(int(end, 16) - int(first, 16))
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into these")
+def test_what_a_sandbox_is_given_is_not_in_the_processes_that_serve_others(folder: Path) -> None:
+    secret = f"token-{secrets.token_hex(16)}"
+    with Keeper(folder, {"env_vars": {"TOKEN": secret}}, {}, {}) as owner:
+        daemons = owner.daemons
+        assert secret.encode() in Path(f"/proc/{daemons[0]}/environ").read_bytes()
+        parts = {find_part("station", daemons[0]), *(find_part("init", pid) for pid in daemons)}
+        assert len(parts) == 4
+        owner.kill()
+        for pid in parts:
+            assert b"/run/enclave" in memory_of(pid)
+            assert secret.encode() not in memory_of(pid)
+        with blocking.LocalSandboxManager(state_dir=str(folder)) as manager:
+            assert len(manager.list_sandboxes()) == 3
 
 
 # --- at any moment ------------------------------------------------------------------------------

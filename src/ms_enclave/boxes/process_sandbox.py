@@ -116,7 +116,10 @@ class ProcessSandbox(Sandbox):
         self._shell = self._plan.shell
         _require_guards(self._describe(), config.require or ())
         if self._keeping is not None:  # from here on it is whole, and may outlive us
-            await station.ask("keep", box=self.id, **self._kept(config, self._keeping))
+            await station.keep_box(
+                self.id, self._note(config), ttl=config.ttl, most=self._keeping.seconds,
+                idle=config.idle_timeout,
+            )  # fmt: skip
 
     async def _find_station(self, isolation: str) -> StationClient:
         """A station of the tier that is wanted; with "best", of the best that can be had here."""
@@ -143,20 +146,16 @@ class ProcessSandbox(Sandbox):
             plan["keep"] = self._keeping.folder
         return await stations.acquire(self._owner, requests.plan_key(plan), plan)
 
-    def _kept(self, config: ProcessSandboxConfig, keeping: Keeping) -> dict[str, Any]:
-        """How long the station keeps it without an owner, and what the next one has to know."""
-        note = {
-            "config": config.model_dump(mode="json"),
-            "created_at": self.created_at.isoformat(),
-            "environment": dict(self._environment),
-            "shell": self._shell,
-        }
-        return {
-            "note": json.dumps(note),
-            "ttl": config.ttl,
-            "most": keeping.seconds,
-            "idle": config.idle_timeout,
-        }
+    def _note(self, config: ProcessSandboxConfig) -> str:
+        """What the next owner has to know of it."""
+        return json.dumps(
+            {
+                "config": config.model_dump(mode="json"),
+                "created_at": self.created_at.isoformat(),
+                "environment": dict(self._environment),
+                "shell": self._shell,
+            }
+        )
 
     def _attach(self, left: _Left, stack: AsyncExitStack) -> None:
         """Take over a box that is there."""
@@ -198,8 +197,8 @@ class ProcessSandbox(Sandbox):
         for text in complaints:
             logger.warning("of what the last owner left: %s", text)
         for station in taken:
-            for name, facts in (await station.recall_boxes()).items():
-                note = json.loads(facts["note"])
+            for name, (facts, text) in (await station.recall_boxes()).items():
+                note = json.loads(text)
                 sandbox = cls(note["config"], name)
                 sandbox.created_at = datetime.fromisoformat(note["created_at"])
                 sandbox._owner, sandbox._keeping = owner, keeping

@@ -156,9 +156,8 @@ class OpenRequest(BoxRequest):
 
 
 class KeepRequest(BoxRequest):
-    """Let a sandbox stay without an owner, for so long (s); `note` is for the next one."""
+    """Let a sandbox stay without an owner, for so long (s). With a file for the next one."""
 
-    note: str
     ttl: float | None
     most: float | None
     idle: float | None

@@ -25,16 +25,30 @@ _MOST = 48 * 3600.0  # s that a sandbox lives without an owner where nobody set 
 
 
 class Kept:
-    """What is known of a sandbox that stays: `note` is the owner's own, given back as it came."""
+    """What is known of a sandbox that stays.
+
+    `note` is a file in memory with what the owner wrote for the next one. It is never read here:
+    each slot's init is a copy of this process, and is in a sandbox with code of a user.
+    """
 
     __slots__ = ("expires", "idle", "last", "note")
 
-    def __init__(self, row: KeepRequest) -> None:
+    def __init__(self, row: KeepRequest, note: int) -> None:
         now = monotonic()
-        self.note = row["note"]
+        self.note = os.dup(note)
         self.idle = row["idle"]
         self.expires = None if row["ttl"] is None else now + row["ttl"]
         self.last = None if row["most"] is None else now + row["most"]
+
+    def copy_note(self, target: int) -> None:
+        """Write the note into a file of the next owner's."""
+        size = os.fstat(self.note).st_size
+        done = 0
+        while done < size:
+            done += os.sendfile(target, self.note, done, size - done)
+
+    def close(self) -> None:
+        os.close(self.note)
 
     def until(self, since: float) -> float:
         """When its time is over, if its owner has been gone since then."""

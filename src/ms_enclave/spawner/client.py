@@ -15,7 +15,7 @@ import os
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
@@ -36,6 +36,7 @@ _START_SECONDS = 20.0
 _END_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
+_MOST_NOTE = 1 << 24
 
 _left: list[subprocess.Popen[bytes]] = []
 """Launchers that outlive us: `Popen` complains of one that is collected before it has ended."""
@@ -248,13 +249,23 @@ class StationClient:
                     await self.ask("close", box=name)
             raise
 
-    async def recall_boxes(self) -> dict[str, dict[str, Any]]:
-        """What a last owner left: name to its note, and the seconds that were promised (`left`)."""
+    async def keep_box(self, name: str, note: str, **times: float | None) -> None:
+        """Let a sandbox outlive us: for so long (`ttl`, `most`, `idle`), with a note for whoever
+        recalls it."""
+        with _memory_file(note.encode()) as file:
+            await self.ask("keep", [file.fileno()], box=name, **times)
+
+    async def recall_boxes(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """What a last owner left: name to facts (`left`: seconds that were promised) and note."""
         names = (await self.ask("list"))["boxes"]
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, tuple[dict[str, Any], str]] = {}
         for name in names:
-            with contextlib.suppress(SandboxStartError):  # its time was over just now
-                found[name] = await self.ask("recall", box=name)
+            with (
+                _memory_file() as file,
+                contextlib.suppress(SandboxStartError),
+            ):  # it ended just now
+                facts = await self.ask("recall", [file.fileno()], box=name)
+                found[name] = facts, os.pread(file.fileno(), _MOST_NOTE, 0).decode()
         return found
 
     def adopt_box(self, name: str, on_lost: Callable[[str], object]) -> None:
@@ -362,6 +373,12 @@ async def _send(ours: socket.socket, packet: bytes, descriptors: Sequence[int]) 
         except (BrokenPipeError, ConnectionResetError):
             break
     raise SandboxLostError("The station has ended")
+
+
+def _memory_file(content: bytes = b"") -> IO[bytes]:
+    file = os.fdopen(os.memfd_create("note"), "r+b", buffering=0)
+    file.write(content)
+    return file
 
 
 def _packet(request: Mapping[str, Any]) -> bytes:

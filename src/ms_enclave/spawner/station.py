@@ -406,26 +406,27 @@ class Station:
         else:
             self.discarded[place.init] = place.number  # its ids are free when it is reaped
 
-    def do_keep(self, request: KeepRequest, _descriptors: list[int]) -> Answer:
+    def do_keep(self, request: KeepRequest, descriptors: list[int]) -> Answer:
         """Let a sandbox outlive its owner, who has made all of it."""
         box = self.boxes.get(request["box"])
         if box is None:
             return {"lost": "its init has ended"}
-        box.kept = alone.Kept(request)
+        box.kept = alone.Kept(request, descriptors[0])
         return {"ok": {}}
 
     def do_list(self, _request: BoxRequest, _descriptors: list[int]) -> Answer:
         """The sandboxes that a last owner left."""
         return {"ok": {"boxes": [box.name for box in self.boxes.values() if box.closing is None]}}
 
-    def do_recall(self, request: BoxRequest, _descriptors: list[int]) -> Answer:
-        """What a last owner noted of a sandbox, and the seconds that it was promised still."""
+    def do_recall(self, request: BoxRequest, descriptors: list[int]) -> Answer:
+        """Copy out what a last owner noted of a sandbox; the seconds that it was promised still."""
         box = self.boxes.get(request["box"])
         if box is None or box.kept is None or box.closing is not None:
             return {"error": {"errno": None, "text": "the sandbox is gone"}}
+        box.kept.copy_note(descriptors[0])
         until = box.kept.expires
         left = None if until is None else until - time.monotonic()
-        return {"ok": {"note": box.kept.note, "left": left, **self.facts_of(box)}}
+        return {"ok": {"left": left, **self.facts_of(box)}}
 
     def do_renew(self, request: RenewRequest, _descriptors: list[int]) -> Answer:
         """Let a sandbox live for so many seconds from now."""
@@ -462,6 +463,8 @@ class Station:
         del self.by_init[box.slot.init]
         self.free_numbers.add(box.slot.number)
         box.store.close()
+        if box.kept is not None:
+            box.kept.close()
         self.let_go(box.group)
         way = self.networks.pop(box.name, None)
         if way is not None:
