@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from tests.security.boxes import (
+    ANY_USERS_PYTHON,
     ColdSandbox,
-    LandlockSandbox,
     NoGroupsLandlockSandbox,
     NoGroupsSandbox,
     NoLayersSandbox,
@@ -74,10 +74,7 @@ class Landlock(Process):
     """The embedded sandbox without namespaces. What is stored is bounded by looking at it."""
 
     bounded: ClassVar[frozenset[str]] = frozenset({"memory", "pids", "cpu"})
-
-    @classmethod
-    def create(cls, **config: Any) -> Sandbox:
-        return LandlockSandbox({**cls.config, **config})
+    config: ClassVar[dict[str, Any]] = {"isolation": "landlock", "python": ANY_USERS_PYTHON}
 
 
 class LandlockNoGroups(Landlock):

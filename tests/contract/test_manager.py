@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ms_enclave.testing import SandboxManagerContract
-from tests.contract.boxes import Process, Subprocess, needs_process
+from tests.contract.boxes import Landlock, Process, Subprocess, needs_process
 
 if TYPE_CHECKING:
     from ms_enclave.manager import SandboxManager
@@ -23,6 +23,10 @@ class TestLocalOverSubprocess(Subprocess, Local):
 
 @needs_process
 class TestLocalOverProcess(Process, Local):
+    pass
+
+
+class TestLocalOverLandlock(Landlock, Local):
     pass
 
 

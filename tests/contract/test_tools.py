@@ -9,7 +9,7 @@ import pytest
 from ms_enclave.errors import CapabilityError
 from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.testing import ToolContract
-from tests.contract.boxes import Process, Subprocess, needs_process
+from tests.contract.boxes import Landlock, Process, Subprocess, needs_process
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -107,4 +107,20 @@ class TestFilesInProcess(Process, FileOperation):
 
 @needs_process
 class TestMultiCodeInProcess(Process, MultiCodeExecutor):
+    pass
+
+
+class TestPythonInLandlock(Landlock, PythonExecutor):
+    pass
+
+
+class TestShellInLandlock(Landlock, ShellExecutor):
+    pass
+
+
+class TestFilesInLandlock(Landlock, FileOperation):
+    pass
+
+
+class TestMultiCodeInLandlock(Landlock, MultiCodeExecutor):
     pass

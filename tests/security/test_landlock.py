@@ -271,6 +271,16 @@ async def test_everything_it_can_kill_is_its_own() -> None:
         assert other.poll() is None
 
 
+async def test_a_program_that_stops_everything_holds_up_nobody() -> None:
+    async with LandlockSandbox() as box:
+        await box.files.write("before", "x")
+        stopped = await box.execute_command("kill -STOP -1; echo stopped", timeout=20)
+        assert stopped.stdout == "stopped\n"
+        again = await box.execute_command("echo alive", timeout=20)
+        assert (again.stdout, again.execution_time < 5) == ("alive\n", True)
+        assert await box.files.read("before") == b"x"
+
+
 async def test_calls_of_one_sandbox_can_signal_each_other() -> None:
     async with LandlockSandbox() as box:
         started = await box.execute_command("sleep 600 >/dev/null 2>&1 & echo $!")

@@ -12,6 +12,7 @@ import logging
 import platform
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessSandbox"]
 
+_REFUSED_SECONDS = 60.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,6 +73,9 @@ class ProcessSandbox(Sandbox):
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
     offers = frozenset({"python", "limits", "isolation", "network"})
+
+    _refused: ClassVar[dict[str, float]] = {}
+    """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
 
     _station: StationClient
     _plan: RuntimePlan
@@ -128,12 +134,15 @@ class ProcessSandbox(Sandbox):
                 return await self._acquire(Landlock())
             except IsolationUnavailableError as error:
                 raise await _explained_landlock(error) from None
+        if isolation == "best" and time.monotonic() < self._refused.get(self._owner, 0.0):
+            return await self._acquire(Landlock())
         try:
             return await self._acquire(Namespaces())
         except IsolationUnavailableError as error:
             if isolation != "best":
                 raise await _explained(error) from None
             refusal = error
+            self._refused[self._owner] = time.monotonic() + _REFUSED_SECONDS
         try:
             return await self._acquire(Landlock())
         except IsolationUnavailableError as error:
@@ -269,6 +278,7 @@ class ProcessSandbox(Sandbox):
     @classmethod
     async def release_owner(cls, owner: str) -> None:
         """End the owner's stations."""
+        cls._refused.pop(owner, None)
         await stations.end_all_of(owner)
 
     @classmethod

@@ -447,7 +447,49 @@ class _Doors(zygote.Zygotes):
         words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
         words += [f"{self.station.walls['guest']}/boot.py", "cold"]
         order = {"words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard)}
-        return _spawn(yard, json.dumps(order).encode(), channel, group)
+        return self._spawn(yard, json.dumps(order).encode(), channel, group)
+
+    def _spawn(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
+        """Let the door make a process; returns its pid. Raises OSError, leaving nothing."""
+        go_read, go_write = os.pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = 0
+        try:
+            descriptors = [channel, theirs.fileno(), go_read]
+            socket.send_fds(yard.orders, [order], descriptors, socket.MSG_DONTWAIT)
+            theirs.close()
+            self._wait_at_the_door(yard, ours)
+            pid = cold.hear(ours)
+            if not pid:
+                raise OSError(errno.ESRCH, "a new process ended before it was one")
+            group.admit(pid)
+            os.write(go_write, b"g")
+            cold.hear(ours, pid)
+            _check_walls(pid, yard)
+            group.settle(pid, 0)
+            os.write(go_write, b"g")
+            cold.hear(ours, pid)  # nothing, from an exec that closed its end
+        except BaseException:
+            if pid:
+                os.kill(pid, signal.SIGKILL)  # its number is its own: we have not heard of its end
+            raise
+        finally:
+            ours.close()
+            theirs.close()
+            os.close(go_read)
+            os.close(go_write)
+        return pid
+
+    def _wait_at_the_door(self, yard: Yard, ours: socket.socket) -> None:
+        """Until a process has said something, or is not going to. A door that a program of the
+        sandbox has stopped is killed: the next one does what this one has not."""
+        deadline = time.monotonic() + _OPEN_SECONDS
+        while not select.select([ours], [], [], _LOOK)[0]:
+            self.station.hear(yard)
+            if survey.is_stopped(yard.door):
+                os.kill(yard.door, signal.SIGKILL)
+            if time.monotonic() > deadline or not survey.is_alive(yard.init):
+                raise OSError(errno.ETIMEDOUT, "a sandbox's door does not answer")
 
     def limits(self, limits: ResourceLimits, yard: Yard) -> ResourceLimits:
         """The kernel counts a user's processes on the whole machine: ours are two more, and where
@@ -461,38 +503,6 @@ class _Doors(zygote.Zygotes):
 
 def _rights(bind: BindRow) -> int:
     return _STORE if bind["writable"] else _READ
-
-
-def _spawn(yard: Yard, order: bytes, channel: int, group: Group) -> int:
-    """Let the door make a process; returns its pid. Raises OSError, and then nothing is left."""
-    go_read, go_write = os.pipe()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = 0
-    try:
-        socket.send_fds(
-            yard.orders, [order], [channel, theirs.fileno(), go_read], socket.MSG_DONTWAIT
-        )
-        theirs.close()
-        pid = cold.hear(ours, yard.door)
-        if not pid:
-            raise OSError(errno.ESRCH, "a new process ended before it was one")
-        group.admit(pid)
-        os.write(go_write, b"g")
-        cold.hear(ours, pid)
-        _check_walls(pid, yard)
-        group.settle(pid, 0)
-        os.write(go_write, b"g")
-        cold.hear(ours, pid)  # nothing, from an exec that closed its end
-    except BaseException:
-        if pid:
-            os.kill(pid, signal.SIGKILL)  # still there: the keeper reaps only when we listen
-        raise
-    finally:
-        ours.close()
-        theirs.close()
-        os.close(go_read)
-        os.close(go_write)
-    return pid
 
 
 def _check_walls(pid: int, yard: Yard) -> None:
