@@ -8,6 +8,7 @@ who runs this and where (`tests/e2e/test_rootless.py`, `tests/e2e/test_cgroup_v2
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class Row:
     code: str
     fixed: tuple[tuple[str, Any], ...] = ()
     """Other limits, the same both times."""
+    guards: tuple[tuple[str, str], ...] = ()
+    """States of guards under which it holds in this way."""
 
     def values(self, value: Any) -> dict[str, Any]:
         return {**dict(self.fixed), self.limit: value}
@@ -103,6 +106,16 @@ print('done')
 stop.set()
 """,
     ),
+    "processor": Row(
+        "cpu_limit", 0.02, 1, "wall_timeout",
+        "import time\nwhile time.process_time() < .5: pass\nprint('done')",
+        (("timeout", 6),), (("cgroup_cpu", "on"),),
+    ),
+    "whole processors": Row(
+        "cpu_limit", 0.7, 2, "ok",
+        "import os\nprint('done' if len(os.sched_getaffinity(0)) == 2 else 'refused')",
+        (), (("cgroup_cpu", "off"),),
+    ),
     "open files": Row(
         "nofile_limit", 32, 128, "ok",
         """
@@ -139,6 +152,13 @@ KINDS = [ProcessSandbox, ColdSandbox, NoGroupsSandbox]
 """With what control groups the machine has, once without ptrace; and without any."""
 
 
+def need_guards(row: Row, box: ProcessSandbox) -> None:
+    """Skip what this kind of machine holds in another way, in another row."""
+    for name, state in row.guards:
+        if box.isolation.guards[name] != state:
+            pytest.skip(f"{name} is {box.isolation.guards[name]} here")
+
+
 def check(row: Row, result: Any, *, tight: bool) -> None:
     """Compare a result with what its limit should have made of it."""
     shown = (result.verdict, result.exit_code, result.error, result.stderr[-500:])
@@ -161,6 +181,7 @@ async def test_another_number_is_another_outcome_for_a_sandbox(
     row = ROWS[name]
     for value in (row.tight, row.roomy):
         async with kind(row.values(value)) as box:
+            need_guards(row, box)
             check(row, await box.run_code(row.code), tight=value == row.tight)
 
 
@@ -171,6 +192,7 @@ async def test_another_number_is_another_outcome_for_a_call(
 ) -> None:
     row = ROWS[name]
     async with kind() as box:
+        need_guards(row, box)
         for value in (row.tight, row.roomy):
             result = await box.run_code(row.code, limits=Limits(**row.values(value)))
             check(row, result, tight=value == row.tight)
@@ -198,3 +220,23 @@ async def test_a_file_of_an_earlier_call_is_not_held_against_a_later_one() -> No
         result = await box.run_code("open('b', 'wb').write(bytes(2 << 20))")
         assert result.verdict == "disk_limit"
         assert "File too large" in result.stderr
+
+
+WIDEN = """
+import os, threading, time
+allowed = os.sched_getaffinity(0)
+os.sched_setaffinity(0, range(os.cpu_count()))
+assert os.sched_getaffinity(0) > allowed
+deadline = time.monotonic() + 10
+while os.sched_getaffinity(0) > allowed and time.monotonic() < deadline:
+    time.sleep(.005)
+print(os.sched_getaffinity(0) == allowed)
+"""
+
+
+async def test_a_program_without_groups_is_put_back_on_its_processors() -> None:
+    async with NoGroupsSandbox({"cpu_limit": 1}) as box:
+        if len(os.sched_getaffinity(0)) < 2:
+            pytest.skip("one processor")
+        result = await box.run_code(WIDEN)
+        assert result.stdout == "True\n", result.stderr

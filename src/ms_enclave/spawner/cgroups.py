@@ -51,16 +51,18 @@ _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth contro
 
 
 class Hierarchy:
-    """One mounted tree: its version, the controllers that work in it, and a group in it."""
+    """One mounted tree: its version, the controllers that work in it, a group in it, and where it
+    is mounted."""
 
-    __slots__ = ("controllers", "descriptor", "path", "version")
+    __slots__ = ("controllers", "descriptor", "path", "top", "version")
 
     def __init__(
-        self, version: int, controllers: list[str], path: str, descriptor: int = -1
+        self, version: int, controllers: list[str], path: str, descriptor: int = -1, top: str = ""
     ) -> None:
         self.version = version
         self.controllers = controllers
         self.path = path
+        self.top = top
         self.descriptor = descriptor
 
     @property
@@ -105,7 +107,7 @@ def discover(mounts: str, own: str) -> list[Hierarchy]:
             continue  # mounted from outside of our cgroup namespace: where we are in it is not told
         if kind == "cgroup2" and "" in groups:
             path = _below(point, root, groups[""])
-            found.append(Hierarchy(2, [], path.removesuffix(f"/{CALLERS}")))
+            found.append(Hierarchy(2, [], path.removesuffix(f"/{CALLERS}"), top=point))
         elif kind == "cgroup":
             names = [name for name in options.split(",") if name in _VERSION_1]
             if names and names[0] in groups:
@@ -114,9 +116,18 @@ def discover(mounts: str, own: str) -> list[Hierarchy]:
 
 
 def own_hierarchies() -> list[Hierarchy]:
-    """Where the caller is, in every hierarchy that there is."""
+    """Where the caller may make groups, in every hierarchy that there is: where it is.
+
+    In version 2 a group that somebody else arranges holds processes and so no groups with limits;
+    whoever may write at the top of the machine's tree goes there, as engines of containers do.
+    """
     with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as own:
-        return discover(mounts.read(), own.read())
+        found = discover(mounts.read(), own.read())
+    for hierarchy in found:
+        top = hierarchy.top
+        if hierarchy.version == 2 and not (_is_delegated(hierarchy.path) or _has_type(top)):
+            hierarchy.path = top if os.access(top, os.W_OK) else hierarchy.path
+    return found
 
 
 def sweep(found: list[Hierarchy]) -> bool:
@@ -166,10 +177,7 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
         try:
             controllers = hierarchy.controllers
             if hierarchy.version == 2:
-                controllers = _enable(hierarchy.path, _VERSION_2)
-                if not controllers and _is_delegated(hierarchy.path):
-                    _clear(hierarchy.path)
-                    controllers = _enable(hierarchy.path, _VERSION_2)
+                controllers = _enable_if_ours(hierarchy.path)
             os.mkdir(path)
         except OSError:
             continue  # not ours to use: the attestation says which guards there are
@@ -224,6 +232,24 @@ def seat(group: Hierarchy, pid: int) -> None:
         raise OSError(errno.EBUSY, f"no {', '.join(sorted(missing))} in a group of our own")
 
 
+def _enable_if_ours(path: str) -> list[str]:
+    """Switch controllers on for the children of a group, if nobody else arranges it.
+
+    Not for one that holds processes: that would work for some controllers, and forbid the group
+    to have any others, or children with processes.
+    """
+    if _has_type(path):
+        if not _is_delegated(path):
+            return []
+        _clear(path)
+    return _enable(path, _VERSION_2)
+
+
+def _has_type(path: str) -> bool:
+    """Whether it is any group of version 2 but the root of the machine's tree."""
+    return os.path.exists(f"{path}/cgroup.type")
+
+
 def _enable(path: str, wanted: Collection[str]) -> list[str]:
     """Switch controllers on for the children of a group; returns those that are on."""
     with open(f"{path}/cgroup.controllers") as file:
@@ -243,7 +269,7 @@ def _is_delegated(path: str) -> bool:
     """Whether everything in a group is its user's to arrange: the service manager has marked it,
     or it is the root of a container."""
     if os.path.ismount(path):
-        return os.path.exists(f"{path}/cgroup.type")  # which the machine's own root has not
+        return _has_type(path)
     for mark in ("trusted.delegate", "user.delegate"):
         try:
             if os.getxattr(path, mark) == b"1":

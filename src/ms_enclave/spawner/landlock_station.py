@@ -440,16 +440,18 @@ class _Doors(zygote.Zygotes):
 
     def spawn(
         self, request: SpawnRequest, place: Slot, channel: int, user: User, group: Group,
-        limits: ResourceLimits,
+        limits: ResourceLimits, processors: set[int],
     ) -> int:  # fmt: skip
         yard: Any = place
         del user
         words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
         words += [f"{self.station.walls['guest']}/boot.py", "cold"]
         order = {"words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard)}
-        return self._spawn(yard, json.dumps(order).encode(), channel, group)
+        return self._spawn(yard, json.dumps(order).encode(), channel, group, processors)
 
-    def _spawn(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
+    def _spawn(
+        self, yard: Yard, order: bytes, channel: int, group: Group, processors: set[int]
+    ) -> int:
         """Let the door make a process; returns its pid. Raises OSError, leaving nothing."""
         go_read, go_write = os.pipe()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -466,6 +468,7 @@ class _Doors(zygote.Zygotes):
             os.write(go_write, b"g")
             cold.hear(ours, pid)
             _check_walls(pid, yard)
+            os.sched_setaffinity(pid, processors)
             group.settle(pid, 0)
             os.write(go_write, b"g")
             cold.hear(ours, pid)  # nothing, from an exec that closed its end

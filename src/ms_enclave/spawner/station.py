@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import select
 import signal
@@ -106,6 +107,7 @@ class Process:
         self.cpu_limit = request.get("cpu_time")
         self.memory_limit = request.get("memory")
         self.pids_limit = request.get("pids")
+        self.processors: set[int] | None = None  # the only ones it may use
         self.disk = request["disk"]
         self.inodes = request["inodes"]
         self.largest_file = request["rlimits"][str(_FSIZE)][0]
@@ -506,7 +508,10 @@ class Station:
             self.bound_store(box, (request["disk"], request["inodes"]))
             user = self.inner_user(request["user"])
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
-            pid = self.zygotes.spawn(request, box.slot, descriptors[0], user, group, limits)
+            processors = self.choose_processors(box, request["cpu"])
+            pid = self.zygotes.spawn(
+                request, box.slot, descriptors[0], user, group, limits, processors
+            )
         except BaseException as error:
             self.let_go(group)
             self.bound_store(box)
@@ -517,10 +522,21 @@ class Station:
             raise
         process = Process(request["process"], box, pid, group, request)
         process.before = before
+        process.processors = processors if processors != self.processors else None
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
         return {"ok": {"pid": survey.inner_pid(pid)}}
+
+    def choose_processors(self, box: Box, cores: float | None) -> set[int]:
+        """Which a process may use: all, or where no group holds its time, as many as it may have
+        cores, rounded up; for all runs of a sandbox from the same few."""
+        if cores is None or "cpu" in self.groups.controllers:
+            return self.processors
+        first = box.slot.number
+        ordered = sorted(self.processors)
+        number = min(len(ordered), max(1, math.ceil(cores)))
+        return {ordered[(first + place) % len(ordered)] for place in range(number)}
 
     @staticmethod
     def bound_store(box: Box, *more: tuple[int, int]) -> None:
@@ -686,13 +702,15 @@ class Station:
         """Limits that no control group holds, or tells of, are held by looking."""
         unheld = not {"memory", "pids"} <= self.groups.controllers.keys()
         one_by_one = self.groups.kills_one_by_one and process.memory_limit is not None
-        return process.cpu_limit is not None or unheld or one_by_one
+        pinned = process.processors is not None
+        return process.cpu_limit is not None or unheld or one_by_one or pinned
 
     def watch(self, process: Process, crowd: survey.Crowd) -> None:
         if self.groups.kills_one_by_one and process.group.oom_kills():
             self.kill_run(process, "oom")  # the rest may wait for ever for the one that it lost
         cpu = process.group.cpu()
-        if cpu is None or not {"memory", "pids"} <= self.groups.controllers.keys():
+        pinned = process.processors is not None
+        if cpu is None or pinned or not {"memory", "pids"} <= self.groups.controllers.keys():
             seen = self.look_at(process, crowd)
             cpu = seen.cpu if cpu is None else cpu
         if process.cpu_limit is not None and cpu > process.cpu_limit:
@@ -703,6 +721,9 @@ class Station:
         most = None if "memory" in self.groups.controllers else process.memory_limit
         members = process.box.slot.members(crowd)
         seen = survey.usage(members, process.pid, process.before, self.others(process), most)
+        if process.processors is not None:
+            for pid in seen.pids:
+                survey.pin(pid, process.processors)  # any program can widen what it was given
         process.peak = max(process.peak, seen.memory)
         process.count = max(process.count, seen.processes)
         if "pids" not in self.groups.controllers and process.pids_limit is not None:

@@ -33,6 +33,7 @@ __all__ = [
     "is_alive",
     "is_stopped",
     "kill_descendants",
+    "pin",
     "standing",
     "stop_and_kill",
     "usage",
@@ -48,12 +49,13 @@ class Usage:
     """Seconds of processor time, bytes in memory and processes of a run, at one moment; and
     how many processes and threads its whole sandbox has."""
 
-    __slots__ = ("cpu", "memory", "processes", "tasks")
+    __slots__ = ("cpu", "memory", "pids", "processes", "tasks")
 
     def __init__(self) -> None:
         self.cpu = 0.0
         self.memory = 0
         self.processes = 0
+        self.pids: list[int] = []
         self.tasks = 0
 
 
@@ -150,6 +152,16 @@ def children_of(pid: int) -> set[int]:
     return {child for child, fields in Crowd().everybody().items() if int(fields[1]) == pid}
 
 
+def pin(pid: int, processors: set[int]) -> None:
+    """Let every thread of a process run on these processors only."""
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            if os.sched_getaffinity(int(thread)) - processors:
+                os.sched_setaffinity(int(thread), processors)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return  # it has just gone
+
+
 def standing(place: Place) -> dict[int, int]:
     """Who is there now: pid to the moment of its start, in clock ticks since boot."""
     return {pid: int(fields[19]) for pid, fields in place.members().items()}
@@ -186,6 +198,7 @@ def usage(
     seen = Usage()
     seen.tasks = sum(int(fields[17]) for fields in members.values())
     members = _of_run(members, main, before, others)
+    seen.pids = list(members)
     for fields in members.values():
         seen.cpu += sum(int(field) for field in fields[11:15]) / _TICKS
         seen.memory += int(fields[21]) * _PAGE

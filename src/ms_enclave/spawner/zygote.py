@@ -139,6 +139,7 @@ class Zygotes:
         user: User,
         group: Group,
         limits: ResourceLimits,
+        processors: set[int],
     ) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
         if self.bare is None and self.reason is None:
@@ -146,15 +147,13 @@ class Zygotes:
         if self.bare is None:
             return cold.spawn(
                 self._words("cold"), ENVIRONMENT, place, channel, user, group, limits,
-                self.plain_filter, self.station.processors,
+                self.plain_filter, processors,
             )  # fmt: skip
         source = self.bare
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            pid, _ = carrier.instantiate(
-                source, place, channel, user, group, limits, self.station.processors
-            )
+            pid, _ = carrier.instantiate(source, place, channel, user, group, limits, processors)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
                 self.ended(source.pid)  # whoever waited for its stop has reaped it
