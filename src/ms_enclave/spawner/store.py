@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from . import _calls as calls
 
@@ -81,7 +82,7 @@ def has_file_of(folder: int, size: int, since: float) -> bool:
     for count, found in enumerate(_files(folder, ".", _DEEPEST)):
         if count >= _MOST_LOOKED_AT:
             return False
-        if found.st_size == size and found.st_mtime >= since:
+        if stat.S_ISREG(found.st_mode) and found.st_size == size and found.st_mtime >= since:
             return True
     return False
 

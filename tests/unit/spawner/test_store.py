@@ -25,8 +25,9 @@ def folder(tmp_path: Path) -> Iterator[int]:
 
 
 def test_a_file_as_large_as_one_may_be_is_found_wherever_it_is(folder: int, tmp_path: Path) -> None:
-    assert not store.has_file_of(folder, SIZE, BEFORE)
     (tmp_path / "a" / "b").mkdir(parents=True)
+    assert not store.has_file_of(folder, (tmp_path / "a").stat().st_size, BEFORE)
+    assert not store.has_file_of(folder, SIZE, BEFORE)
     (tmp_path / "a" / "b" / "large").write_bytes(bytes(SIZE))
     assert store.has_file_of(folder, SIZE, BEFORE)
     assert not store.has_file_of(folder, SIZE + 1, BEFORE)
