@@ -48,7 +48,7 @@ def draw(measured: Measured, machine: Machine) -> str:
     """The SVG of a run: one isolated program, runs a second, and every promise."""
     footer = (
         f"{machine.processor}, {machine.processors} processors, Linux {machine.kernel}, "
-        f"Python {machine.python}. Logarithmic scales."
+        f"Python {machine.python}, load {machine.load} before. Logarithmic scales."
     )
     panels = [
         _compared(measured, "print(1) from its start to its end, ms", ("fresh", "cold")),
