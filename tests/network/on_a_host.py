@@ -354,7 +354,7 @@ async def test_a_sandbox_that_outlives_its_manager_keeps_its_network(tmp_path: P
         [pid] = started("pasta")
         os.kill(pid, 9)
         with anyio.fail_after(10):
-            while (await ask(box, ("tcp", NAME, 80)))[0][0] != PUBLIC:
+            while (await ask(box, ("tcp", PUBLIC, 80)))[0][0] != PUBLIC:
                 pass
         await manager.delete_sandbox(name)
         assert started("pasta") == []

@@ -28,7 +28,15 @@ from ms_enclave.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-__all__ = ["Image", "find_python", "find_shell", "loader_of", "open_image", "resolve_inside"]
+__all__ = [
+    "Image",
+    "can_name_programs",
+    "find_python",
+    "find_shell",
+    "loader_of",
+    "open_image",
+    "resolve_inside",
+]
 
 ARCHIVE = "oci-archive:"
 MAX_BYTES = 32 << 30
@@ -140,6 +148,12 @@ def loader_of(program: str) -> tuple[str, list[str]]:
         *sorted(glob.glob("/usr/lib/*-linux-gnu")),
     ]
     return loader, list(dict.fromkeys(folders))
+
+
+def can_name_programs(loader: str) -> bool:
+    """Whether a dynamic loader can tell a program another name than its file's (glibc 2.33)."""
+    with open(loader, "rb") as file:
+        return b"--argv0" in file.read()
 
 
 def _elf_loader(program: str) -> str | None:

@@ -67,6 +67,8 @@ _FILES = {
 }
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BESIDE = "/.enclave/host"
+COVERED = "/.enclave/python"
+"""Where the interpreter is that a starter stands in the place of."""
 _MANY_LINKS = 40
 _ASK = (
     "import json, sys\n"
@@ -105,6 +107,22 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Starter:
+    """How a program of the host is started where the kernel would not find its loader."""
+
+    program: str
+    loader: str
+    words: tuple[str, ...]
+
+    def row(self) -> dict[str, str]:
+        """What to put in the program's place (`code`), so that it starts what it has covered."""
+        from ms_enclave.boxes._process_starter import starter  # seldom needed
+
+        code = starter(self.loader, (*self.words, COVERED))
+        return {"program": self.program, "code": code.hex()}
+
+
+@dataclass(frozen=True)
 class RuntimePlan:
     """What a station builds its root from. `as_station` is the same as the launcher reads it."""
 
@@ -121,6 +139,7 @@ class RuntimePlan:
     cold_reason: str | None = None
     image: str | None = None
     beside: tuple[Bind, ...] = ()
+    starter: Starter | None = None
     volumes: tuple[Bind, ...] = ()
     """Writable folders of the host."""
     image_binds: tuple[Bind, ...] = ()
@@ -144,6 +163,7 @@ class RuntimePlan:
             "image": self.image,
             "beside": [bind.row() for bind in self.beside],
             "beside_links": [list(link) for link in self.links] if self.beside else [],
+            "starter": None if self.starter is None else self.starter.row(),
             "image_binds": [bind.row() for bind in self.image_binds],
             "volumes": [bind.row() for bind in self.volumes],
             "late": [bind.row() for bind in self.late],
@@ -349,11 +369,15 @@ def _with_image(plan: RuntimePlan, rootfs: str, chosen: Interpreter) -> RuntimeP
     given = {bind.target for bind in plan.image_binds}
     python = images.find_python(image.root)
     words: tuple[str, ...] = (python or "",)
+    starter: Starter | None = None
     if python is None:
         real = os.path.realpath(chosen.executable)
         loader, libraries = images.loader_of(real)
         shown = ":".join(_BESIDE + folder for folder in libraries)
         words = (f"{_BESIDE}{loader}", "--library-path", shown, f"{_BESIDE}{real}")
+        if images.can_name_programs(loader):
+            starter = Starter(real, words[0], (*words[1:3], "--argv0", words[3]))
+            words = words[3:]
     return replace(
         plan,
         python=words,
@@ -362,6 +386,7 @@ def _with_image(plan: RuntimePlan, rootfs: str, chosen: Interpreter) -> RuntimeP
         cold_reason="a root file system of its own is served by a new interpreter each time",
         image=image.root,
         beside=plan.binds if python is None else (),
+        starter=starter,
         entered=plan.entered if python is None else (),
         late=tuple(bind for bind in plan.late if bind.target in given),
     )

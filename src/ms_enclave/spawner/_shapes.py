@@ -29,6 +29,7 @@ __all__ = [
     "ResourceLimits",
     "SignalRequest",
     "SpawnRequest",
+    "StarterRow",
     "StationPlan",
     "Trees",
     "User",
@@ -57,6 +58,13 @@ class BindRow(PlaceRow):
     writable: bool
 
 
+class StarterRow(TypedDict):
+    """A program of the host, and what is put in its place (hex)."""
+
+    program: str
+    code: str
+
+
 class GroupRow(TypedDict):
     """A hierarchy of control groups, with the descriptor of the station's group in it."""
 
@@ -83,6 +91,7 @@ class Plan(TypedDict):
     image: str | None
     beside: list[BindRow]
     beside_links: list[list[str]]
+    starter: StarterRow | None
     image_binds: list[BindRow]
     volumes: list[BindRow]
     late: list[PlaceRow]

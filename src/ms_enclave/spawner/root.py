@@ -15,7 +15,7 @@ from . import _calls as calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._shapes import BindRow, Plan, Trees
+    from ._shapes import BindRow, Plan, StarterRow, Trees
 
 __all__ = [
     "CODE",
@@ -41,6 +41,7 @@ IMAGE = "/run/enclave/image"
 _IMAGE_BASE = "/run/enclave/image-base"
 _BESIDE = "/.enclave"
 """Where such a root file system shows our guest and, if it has no Python, the host's."""
+_STARTER = "/run/enclave/starter"
 STORE = "/run/enclave/store"
 """Where a store is shown for a moment, where the kernel cannot take parts of a hidden one."""
 EMPTY = ("/run/enclave/empty/file", "/run/enclave/empty/folder")
@@ -165,7 +166,18 @@ def _build_image(plan: Plan) -> None:
     for target, source in [*beside, ("/dev", "/dev")]:
         _refuse_links(target)
         _attach(calls.open_tree(source), IMAGE + target)
+    if plan["starter"] is not None:
+        _cover_program(plan["starter"])
     calls.mount("", IMAGE, None, calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | flags)
+
+
+def _cover_program(starter: StarterRow) -> None:
+    """Put a starter in the place of a program beside the given root, and that where it looks."""
+    with open(_STARTER, "wb") as file:
+        file.write(bytes.fromhex(starter["code"]))
+    os.chmod(_STARTER, 0o755)  # noqa: S103 - every user of a sandbox runs it
+    _attach(calls.open_tree(starter["program"]), f"{IMAGE}{_BESIDE}/python")
+    _attach(calls.open_tree(_STARTER), f"{IMAGE}{_BESIDE}/host{starter['program']}")
 
 
 def _lower_layers(holder: str) -> str:

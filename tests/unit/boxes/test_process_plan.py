@@ -386,8 +386,11 @@ def test_one_without_python_gets_the_hosts_beside_it(tmp_path: Path) -> None:
     made = plan(plans.look().own, rootfs=str(tmp_path))
     assert made.beside == made.binds
     assert made.shell == "/bin/bash"
-    assert all(word.startswith(("/.enclave/host/", "--")) for word in made.python)
-    assert made.python[-1] == f"/.enclave/host{os.path.realpath(sys.executable)}"
+    place = f"/.enclave/host{os.path.realpath(sys.executable)}"
+    assert made.python == (place,)
+    assert made.starter is not None
+    assert made.starter.words[-2:] == ("--argv0", place)
+    assert bytes.fromhex(made.starter.row()["code"]).startswith(b"\x7fELF")
 
 
 def test_volumes_show_in_a_root_file_system_too(tmp_path: Path) -> None:
