@@ -109,7 +109,8 @@ def instantiate(
     Returns its pid and that of its own carrier, stopped, which shares its memory and is the
     caller's to kill; unless told to keep it, 0: it is gone before the process runs, because the
     kernel charges memory to the group of whoever had it first.
-    Raises tracer.TraceError or OSError, and then nothing is left running.
+    Raises tracer.TraceError or OSError, tracer.InterferedError if somebody in the slot killed it
+    before it was made, and then nothing is left running.
     """
     shadow = carrier.copy()
     kernel = None
@@ -139,10 +140,8 @@ def instantiate(
             gone, shadow = shadow, 0
             tracer.kill(gone)
         tracer.detach(kernel)
-    except BaseException:
-        for pid in (kernel, shadow):
-            if pid:
-                tracer.kill(pid)
+    except BaseException as error:
+        tracer.end_made(kernel or 0, shadow, error)
         raise
     return kernel, shadow
 

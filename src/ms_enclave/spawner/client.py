@@ -298,6 +298,7 @@ class StationClient:
 
         Raises:
             BlockingIOError: what runs in the sandbox leaves no process for it.
+            ConnectionResetError: what runs in the sandbox has killed it.
         """
         process, channel = await self._start(box, "guest", document, fields, stdin=False)
         if process.is_refused:
@@ -305,6 +306,10 @@ class StationClient:
             await process.abandon()
             text = "The sandbox is full of processes: none is left for its file server"
             raise BlockingIOError(errno.EAGAIN, text)
+        if process.is_killed:
+            channel.close()
+            await process.abandon()
+            raise ConnectionResetError("A program in the sandbox has killed its file server")
         return process, channel
 
     async def _start(
@@ -323,6 +328,9 @@ class StationClient:
             if "refused" in answer:
                 self._processes.pop(process.number, None)
                 process.refused(answer["refused"])
+            elif "killed" in answer:
+                self._processes.pop(process.number, None)
+                process.killed(answer["killed"], answer["cause"])
         except BaseException:
             ours.close()
             await self._give_up(process)
@@ -429,7 +437,7 @@ class StationProcess(Process):
     def __init__(self, station: StationClient, number: int, *, stdin: bool) -> None:
         self.pid = 0
         self.number = number
-        self.is_refused = False
+        self.is_refused = self.is_killed = False
         self._station = station
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         opened: list[int] = []
@@ -493,6 +501,11 @@ class StationProcess(Process):
         """What already runs in the sandbox leaves it no room: the program's doing, not ours."""
         self.is_refused = True
         self._exit.set_result(Exit(exit_code=126, cause=cause))
+
+    def killed(self, number: int, cause: str | None) -> None:
+        """Another program of the sandbox has killed or stopped it before it could begin."""
+        self.is_killed = True
+        self._exit.set_result(Exit(exit_code=128 + number, signal=number, cause=cause))
 
     def ended(self, row: Mapping[str, Any]) -> None:
         """The station has reaped it."""

@@ -46,7 +46,8 @@ def spawn(
 ) -> int:
     """Execute `words` in the slot with `channel` as descriptor 3; returns its pid.
 
-    `program` is the seccomp filter. Raises OSError, and then nothing is left running.
+    `program` is the seccomp filter. Raises OSError, or tracer.InterferedError if somebody in the
+    slot stopped or killed it before it was made, and then nothing is left running.
     """
     go_read, go_write = os.pipe()
     # Packets: two processes write one after the other, and what each says must not run together.
@@ -74,10 +75,8 @@ def spawn(
         group.settle(pid, slot.outside(user))
         os.write(go_write, b"g")
         hear(ours, pid)  # nothing, from an exec that closed its end
-    except BaseException:
-        for started in (middle, pid):
-            if started > 0:
-                tracer.kill(started)
+    except BaseException as error:
+        tracer.end_made(pid, middle, error)
         raise
     finally:
         ours.close()
@@ -88,14 +87,15 @@ def spawn(
 
 
 def hear(ours: socket.socket, pid: int = 0) -> int:
-    """A number that the child `pid` tells, 0 for its end; raises what it failed with.
+    """A number that the child `pid` tells, 0 for its end; raises what it failed with, or
+    tracer.InterferedError.
 
     One that is in the slot can be stopped by whoever else is there, and must not stop the station.
     """
     deadline = monotonic() + _PATIENCE
     while not select.select([ours], [], [], _LOOK)[0]:
         if pid and survey.is_stopped(pid):
-            raise OSError(errno.EINTR, "a new process was stopped by another of its sandbox")
+            raise tracer.InterferedError(signal.SIGKILL)
         if monotonic() > deadline:
             raise OSError(errno.ETIMEDOUT, "a new process does not get on")
     message = ours.recv(256)

@@ -277,7 +277,7 @@ class Station:
         try:
             do: Callable[[Any, list[int]], Answer | None] = getattr(self, f"do_{request['op']}")
             answer = do(request, descriptors)
-        except (OSError, tracer.TraceError, slot.SlotError) as error:
+        except (OSError, tracer.TraceError, tracer.InterferedError, slot.SlotError) as error:
             number = getattr(error, "errno", None) or getattr(error, "number", None)
             answer = {"error": {"errno": number, "text": str(error)}}
         except Exception as error:  # noqa: BLE001 - the boundary: one bad request must not end every sandbox
@@ -513,12 +513,16 @@ class Station:
                 request, box.slot, descriptors[0], user, group, limits, processors
             )
         except BaseException as error:
+            starved = group.oom_kills() > 0
             self.let_go(group)
             self.bound_store(box)
             if getattr(error, "errno", None) == errno.EAGAIN:
                 return {"ok": {"pid": 0, "refused": "process_limit"}}
             if not survey.is_alive(box.slot.init):
                 return {"lost": "the sandbox's init has ended"}
+            if isinstance(error, tracer.InterferedError):
+                cause = "oom" if starved else None
+                return {"ok": {"pid": 0, "killed": error.signal, "cause": cause}}
             raise
         process = Process(request["process"], box, pid, group, request)
         process.before = before

@@ -31,6 +31,7 @@ __all__ = [
     "in_namespace",
     "inner_pid",
     "is_alive",
+    "is_killed",
     "is_stopped",
     "kill_descendants",
     "pin",
@@ -101,6 +102,17 @@ def is_alive(pid: int) -> bool:
     everybody else's end before it can be reaped, and counts as dead from its own begin of it."""
     fields = _stat(pid)
     return fields is not None and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _EXITING
+
+
+def is_killed(pid: int) -> bool:
+    """Whether it has been sent a SIGKILL that it has not yet followed."""
+    bit = 1 << (signal.SIGKILL - 1)
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            rows = [line.split() for line in file.read().splitlines()]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(int(row[1], 16) & bit for row in rows if row[0] in (b"SigPnd:", b"ShdPnd:"))
 
 
 def is_stopped(pid: int) -> bool:

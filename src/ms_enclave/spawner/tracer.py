@@ -17,12 +17,15 @@ import os
 import signal
 from time import monotonic
 
+from . import survey
 from .blob import BLOB, ENTRY_SYSCALL
 
 __all__ = [
+    "InterferedError",
     "State",
     "TraceError",
     "detach",
+    "end_made",
     "kill",
     "load_state",
     "run_page",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 WALL = 0x40000000
+_BRIEFLY = 0.005  # s
 STOP_SECONDS = 0.5  # a process that does not stop within this is not going to
 
 _EXIT_KILL = 0x100000
@@ -55,8 +59,36 @@ _REGISTERS = (  # noqa: SIM905 - one a line reads worse
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
+_OWN_FAULTS = frozenset(
+    {
+        signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS,
+        _SYSCALL_STOP,
+    }
+)  # fmt: skip
+_DEADLY = frozenset(
+    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+)
+
+
 class TraceError(Exception):
-    """A traced process did something else than what it was told."""
+    """A traced process did something else than what it was told.
+
+    `pid` and `status` say which one it was and what a wait for it gave, where that is known.
+    """
+
+    def __init__(self, text: str, pid: int = 0, status: int = 0) -> None:
+        super().__init__(text)
+        self.pid = pid
+        self.status = status
+
+
+class InterferedError(Exception):
+    """Somebody in the slot has ended or stopped a process that was just being made: what its
+    program did to itself. `signal` is what it was sent, or SIGKILL, which we ended it with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"a new process was sent signal {number} by another of its sandbox")
+        self.signal = number
 
 
 class Registers(ctypes.Structure):
@@ -140,11 +172,49 @@ def wait_for_stop(pid: int, seconds: float = STOP_SECONDS) -> int:
         if found:
             if os.WIFSTOPPED(status):
                 return status
-            raise TraceError(f"{pid} ended with wait status {status:#x} instead of stopping")
+            text = f"{pid} ended with wait status {status:#x} instead of stopping"
+            raise TraceError(text, pid, status)
         left = deadline - monotonic()
         if left <= 0:
             raise TraceError(f"{pid} did not stop within {seconds} s")
         signal.sigtimedwait(_CHILD, left)
+
+
+def end_made(pid: int, helper: int, error: BaseException) -> None:
+    """End a new process of a slot whose making failed with `error`, and who helped; 0 for none.
+
+    Raises InterferedError if it failed for a signal that was not its own doing.
+    """
+    because = _interference(pid, error) if pid > 0 else None
+    for started in (pid, helper):
+        if started > 0:
+            kill(started)
+    if because is not None:
+        raise because from error
+
+
+def _interference(pid: int, error: BaseException) -> InterferedError | None:
+    status = error.status if isinstance(error, TraceError) and error.pid == pid else 0
+    if os.WIFSTOPPED(status):
+        number = os.WSTOPSIG(status)
+        if status >> 16 or number in _OWN_FAULTS:
+            return None
+        return InterferedError(number if number in _DEADLY else signal.SIGKILL)
+    if status:
+        return InterferedError(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
+    deadline = monotonic() + STOP_SECONDS
+    while not survey.is_alive(pid) or survey.is_killed(pid):
+        try:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+        except ChildProcessError:
+            return None
+        if ended is not None:
+            killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            return InterferedError(ended.si_status) if killed else None
+        if monotonic() > deadline:
+            return None
+        signal.sigtimedwait(_CHILD, _BRIEFLY)
+    return None
 
 
 def seize(pid: int, options: int = _OPTIONS) -> None:
@@ -301,7 +371,8 @@ def run_page(pid: int, page: int, registers: Registers | None) -> tuple[int, int
     now = Registers()
     _ptrace(_GETREGS, pid, None, ctypes.byref(now))
     if event or os.WSTOPSIG(status) != signal.SIGTRAP or not page < now.rip <= page + len(BLOB):
-        raise TraceError(f"{pid} left its page: wait status {status:#x} at {now.rip:#x}")
+        text = f"{pid} left its page: wait status {status:#x} at {now.rip:#x}"
+        raise TraceError(text, pid, status)
     return _signed(now.rax), made
 
 

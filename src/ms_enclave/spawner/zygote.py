@@ -204,7 +204,7 @@ class Zygotes:
                 self.bare, place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS,
                 self.station.processors, keep=True,
             )  # fmt: skip
-        except (OSError, tracer.TraceError) as error:
+        except (OSError, tracer.TraceError, tracer.InterferedError) as error:
             self.failed[key] = str(error)
             ours.close()
             self._drop(place, group)
