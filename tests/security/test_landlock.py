@@ -115,6 +115,14 @@ CHANGES = {
 }
 
 
+def state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (
+        status.st_mode, status.st_nlink, status.st_uid, status.st_size, status.st_mtime_ns,
+        status.st_ctime_ns,
+    )  # fmt: skip
+
+
 def state_of(folder: Path) -> list[tuple[str, str]]:
     return sorted(
         (path.name, path.read_text() if path.is_file() else "") for path in folder.iterdir()
@@ -207,6 +215,33 @@ async def test_control_without_rules_one_sandbox_sees_another() -> None:
         await other.files.write("mine", "secret")
         path = f"{other.config.working_dir}/mine"
         assert await said(one, f"print(open({path!r}).read())") == "secret"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["open(P, 'w')", "os.link(P, 'l')", "os.rename(P, 'l')", "os.remove(P)", "os.chmod(P, 0o600)",
+     "os.fchmod(os.open(P, os.O_RDONLY), 0o600)", "os.utime(os.open(P, os.O_RDONLY), (5, 5))",
+     "os.symlink(P, 'l'); os.chmod('l', 0o600)", "os.truncate(P, 0)"],
+)  # fmt: skip
+async def test_a_volume_that_is_only_read_is_not_changed(outside: Path, attack: str) -> None:
+    canary = outside / "canary"
+    before = state(canary)
+    volume = {str(outside): {"bind": str(outside), "mode": "ro"}}
+    async with LandlockSandbox({"volumes": volume}) as box:
+        assert await said(box, f"print(open({str(canary)!r}).read())") == "secret"
+        answer = await said(box, f"P = {str(canary)!r}\n{attack}\nprint('done')")
+        assert answer in ("EACCES", "EPERM", "EXDEV"), answer
+    assert (state(canary), canary.read_text()) == (before, "secret")
+
+
+@pytest.mark.skipif(not as_caller(), reason="as root the sandbox's user owns no folder of the host")
+async def test_an_ordinary_user_can_give_a_folder_of_his_own_to_write(outside: Path) -> None:
+    volume = {str(outside): {"bind": str(outside), "mode": "rw"}}
+    async with LandlockSandbox({"volumes": volume}) as box:
+        assert await said(box, f"open({str(outside / 'canary')!r}, 'w').write('changed')") == ""
+        assert await said(box, f"os.chmod({str(outside / 'canary')!r}, 0o604)") == ""
+    assert (outside / "canary").stat().st_mode & 0o777 == 0o604
+    assert (outside / "canary").read_text() == "changed"
 
 
 async def test_nobody_else_may_enter_its_folder() -> None:

@@ -75,17 +75,26 @@ class Broker:
             # Whoever asked was killed before we looked; or there is nobody any more.
             return error.errno in (errno.ENOENT, errno.EINTR)
         number, pid, _, call, _, _, *values = _NOTIFICATION.unpack(request)
-        try:
-            self._do(self._names[call], _Caller(self, number, pid), values)
-            said = 0
-        except OSError as error:
-            said = -(error.errno or errno.EPERM)
+        said = self._answer(self._names[call], number, pid, values)
         answer = struct.pack("=QqiI", number, 0, said, 0)
         try:
             fcntl.ioctl(self.listener, _SEND, answer)
         except OSError:
             return True  # it does not wait any more
         return True
+
+    def _answer(self, name: str, number: int, pid: int, values: list[int]) -> int:
+        """Do a call; 0, or the error number with a minus."""
+        memory = -1
+        try:
+            memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            self._do(name, _Caller(number, pid, memory), values)
+        except (OSError, ValueError, OverflowError) as error:
+            return -(getattr(error, "errno", None) or errno.EPERM)
+        finally:
+            if memory >= 0:
+                os.close(memory)
+        return 0
 
     def is_valid(self, number: int) -> bool:
         try:
@@ -163,17 +172,10 @@ class Broker:
 class _Caller:
     """Who made a call, and what is in its memory."""
 
-    def __init__(self, broker: Broker, number: int, pid: int) -> None:
+    def __init__(self, number: int, pid: int, memory: int) -> None:
         self.number = number
         self.pid = pid
-        try:
-            self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise Refused(errno.EPERM, "a program that nobody may look into") from None
-        self._broker = broker
-
-    def __del__(self) -> None:
-        os.close(self._memory)
+        self._memory = memory
 
     def bytes(self, address: int, length: int) -> bytes:
         try:

@@ -43,17 +43,20 @@ _SHARE = 20  # a look may take one part in so many of the time
 class Place:
     """What a keeper is told of its sandbox.
 
-    `folder` is its own on the host, with `work` and `tmp` in it; `rules` a Landlock ruleset for
-    its programs and `program` their seccomp filter; `own_user` whether the user is the sandbox's
-    alone, and not the caller.
+    `folder` is its own on the host; `writable` are those that its programs may write in; `rules` is
+    their Landlock ruleset and `program` their seccomp filter; `own_user` says whether the user is
+    the sandbox's alone, and not the caller.
     """
 
-    __slots__ = ("disk", "folder", "inodes", "own_user", "program", "rules", "user", "version")
+    __slots__ = (
+        "disk", "folder", "inodes", "own_user", "program", "rules", "user", "version", "writable",
+    )  # fmt: skip
 
     def __init__(
-        self, folder: str, user: User, own_user: bool, rules: int, program: bytes, version: int,
-        disk: int, inodes: int,
+        self, writable: list[str], folder: str, user: User, own_user: bool, rules: int,
+        program: bytes, version: int, disk: int, inodes: int,
     ) -> None:  # fmt: skip
+        self.writable = writable
         self.folder = folder
         self.user = user
         self.own_user = own_user
@@ -167,8 +170,7 @@ class _Keeper:
         if not ready:
             raise OSError(errno.EPERM, "the door did not get behind its walls")
         for listener in descriptors:
-            folders = [f"{self.place.folder}/{name}" for name in ("work", "tmp")]
-            self.brokers[listener] = broker.Broker(listener, folders)
+            self.brokers[listener] = broker.Broker(listener, self.place.writable)
             self.poll.register(listener, select.POLLIN)
         self.say(door=self.door)
 

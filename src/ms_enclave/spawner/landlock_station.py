@@ -248,9 +248,11 @@ class LandlockStation(station.Station):
         try:
             self.make_folder(yard)
             rules = landlock.only_wall(self.walls["version"], self.paths(yard))
+            writable = [f"{folder}/{name}" for name in _FOLDERS]
+            writable += [volume["source"] for volume in self.plan["volumes"]]
             place = keeper.Place(
-                folder, user, self.own_user, rules, self.program, self.walls["version"],
-                disk, inodes,
+                writable, folder, user, self.own_user, rules, self.program,
+                self.walls["version"], disk, inodes,
             )  # fmt: skip
             me = os.getpid()
             yard.init = calls.clone(0)
@@ -305,7 +307,8 @@ class LandlockStation(station.Station):
 
     def paths(self, yard: Yard) -> list[tuple[str, int]]:
         """What the sandbox's processes may do where."""
-        found = [(bind["source"], _rights(bind)) for bind in self.plan["binds"]]
+        binds = [*self.plan["binds"], *self.plan["volumes"]]
+        found = [(bind["source"], _rights(bind)) for bind in binds]
         found += [
             (os.path.dirname(self.walls["guest"]), _READ),
             ("/proc", landlock.READ_FILE | landlock.READ_DIR),
