@@ -368,13 +368,18 @@ async def _problems() -> list[Problem]:
 
 async def _explained(error: IsolationUnavailableError) -> IsolationUnavailableError:
     """The same refusal with the remedy that fits this machine, as far as one is known."""
-    blocking = [problem for problem in await _problems() if problem.blocks]
+    from ms_enclave.boxes._process_probe import host_facts, problems
+    from ms_enclave.spawner.landlock import OLDEST
+
+    facts = await anyio.to_thread.run_sync(host_facts)
+    blocking = [problem for problem in problems(facts) if problem.blocks]
     if not blocking:
         return error
+    remedy = "; ".join(problem.remedy for problem in blocking)
+    if facts.landlock_abi >= OLDEST:
+        remedy += "   (or take weaker walls by name: isolation='landlock')"
     return IsolationUnavailableError(
-        f"{blocking[0].what} ({error})",
-        missing=error.missing,
-        remedy="; ".join(problem.remedy for problem in blocking),
+        f"{blocking[0].what} ({error})", missing=error.missing, remedy=remedy
     )
 
 
