@@ -375,11 +375,11 @@ async def _explained(error: IsolationUnavailableError) -> IsolationUnavailableEr
     blocking = [problem for problem in problems(facts) if problem.blocks]
     if not blocking:
         return error
-    remedy = "; ".join(problem.remedy for problem in blocking)
+    text = f"{blocking[0].what} ({error})"
     if facts.landlock_abi >= OLDEST:
-        remedy += "   (or take weaker walls by name: isolation='landlock')"
+        text += "; isolation='landlock' can do without, with weaker walls"
     return IsolationUnavailableError(
-        f"{blocking[0].what} ({error})", missing=error.missing, remedy=remedy
+        text, missing=error.missing, remedy="; ".join(problem.remedy for problem in blocking)
     )
 
 
