@@ -23,7 +23,12 @@ from ms_enclave import blocking
 from ms_enclave.errors import CapabilityError, ConfigError, SandboxLostError, SandboxStateError
 from ms_enclave.manager.local_manager import LocalSandboxManager
 from ms_enclave.spawner import keeping
-from tests.security.boxes import find_processes, wait_for_processes, wait_until_gone
+from tests.security.boxes import (
+    ANY_USERS_PYTHON,
+    find_processes,
+    wait_for_processes,
+    wait_until_gone,
+)
 from tests.support.owners import Owner, groups_named, new_marker
 from tests.support.parts import find_part, wait_until_dead
 from tests.support.somebody import SOMEBODY, as_somebody
@@ -128,6 +133,35 @@ async def test_a_command_of_the_dead_owner_ends_and_its_sandbox_goes_on(folder: 
             assert await box.files.read_text("mine") == f"{owner.marker} 0"
 
 
+async def test_one_without_namespaces_is_kept_too(folder: Path) -> None:
+    config = {"isolation": "landlock", "python": ANY_USERS_PYTHON}
+    with Keeper(folder, config, {**config, "ttl": 1000}, {**config, "ttl": 2}) as owner:
+        owner.kill()
+        launcher = find_part("launcher", owner.daemons[0])
+        assert wait_for_count(owner, 2) == 2
+        manager = LocalSandboxManager(state_dir=str(folder))
+        await manager.start()
+        for number in range(2):
+            box = await manager.get_sandbox(f"box-{number}")
+            assert box is not None
+            assert box.isolation.tier == "landlock"
+            assert await box.files.read_text("mine") == f"{owner.marker} {number}"
+            assert await box.files.read_text("/sandbox/mine") == f"{owner.marker} {number}"
+            seen = await box.execute_command("cat mine", cwd="/sandbox")
+            assert seen.stdout == f"{owner.marker} {number}"
+            assert (await box.run_code("print(6 * 7)")).stdout == "42\n"
+            assert box.config.working_dir.endswith("/work")
+        await manager.hand_over()
+        assert len(owner.daemons) == 2
+        async with LocalSandboxManager(state_dir=str(folder)) as manager:
+            assert len(await manager.list_sandboxes()) == 2
+            fresh = await manager.create_sandbox("process", {**config, "on_owner_death": "keep"})
+            assert await manager.delete_sandbox(fresh)
+        assert owner.left(1.0) == []
+        assert wait_until_dead({launcher}, 5.0) == set()
+        assert list(folder.glob("*/station-*")) == []
+
+
 @pytest.mark.parametrize("word", ["hand over", "end"])
 async def test_an_owner_that_ends_in_good_order_leaves_them_too(folder: Path, word: str) -> None:
     with Keeper(folder, {}) as owner:
@@ -149,7 +183,7 @@ async def test_one_owner_after_the_other(folder: Path) -> None:
             box = await manager.get_sandbox("box-0")
             assert box is not None
             assert (await box.execute_command("cat seen || true")).stdout == "x" * number
-            await box.execute_command("printf x >> seen")
+            await box.files.write("seen", "x" * (number + 1))
             async with anyio.create_task_group() as group:
 
                 async def run(box: Sandbox) -> None:

@@ -177,8 +177,8 @@ class Life(ABC):
         with anyio.move_on_after(CLOSE_BOUND, shield=True):
             try:
                 await stack.aclose()
-            except Exception:  # the failure that led here is the one to report
-                logger.warning("undoing the start of sandbox %s failed", self.id, exc_info=True)
+            except Exception:  # there may be a failure that led here: that is the one to report
+                logger.warning("letting go of sandbox %s failed", self.id, exc_info=True)
 
     @on_loop
     async def stop(self) -> None:

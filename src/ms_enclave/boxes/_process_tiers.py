@@ -108,10 +108,6 @@ class Landlock(Tier):
             raise CapabilityError("network", remedy="use isolation='namespace'")
         as_root = _becomes_another_user()
         _refuse_what_needs_mounts(plan, config, as_root)
-        if config.on_owner_death == "keep":
-            raise CapabilityError(
-                "keep", remedy="leave on_owner_death at 'kill', or use isolation='namespace'"
-            )
         if as_root:
             _refuse_a_closed_interpreter(plan)
         places = list(dict.fromkeys((os.path.realpath(tempfile.gettempdir()), "/var/tmp", "/tmp")))  # noqa: S108 - each only if it will do

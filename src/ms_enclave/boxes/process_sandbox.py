@@ -84,6 +84,8 @@ class ProcessSandbox(Sandbox):
     _place: Place
     _left: _Left | None = None
     """What a last owner left, in a handle that takes it over."""
+    _is_left = False
+    """Whether the box is to be there when everything else of this handle is gone."""
 
     @property
     def _settings_of_process(self) -> ProcessSandboxConfig:
@@ -108,7 +110,7 @@ class ProcessSandbox(Sandbox):
         box = await station.open_box(
             self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
-        stack.push_async_callback(station.close_box, self.id)
+        stack.push_async_callback(self._close_box)
         self._place = self._tier.place(config, box)
         stack.callback(setattr, self, "config", config)
         self.config = config.model_copy(update={"working_dir": self._place.work})
@@ -159,6 +161,7 @@ class ProcessSandbox(Sandbox):
         """What the next owner has to know of it."""
         return json.dumps(
             {
+                "tier": self._tier.name,
                 "config": config.model_dump(mode="json"),
                 "created_at": self.created_at.isoformat(),
                 "environment": dict(self._environment),
@@ -172,9 +175,12 @@ class ProcessSandbox(Sandbox):
         station.users += 1
         stack.push_async_callback(stations.release, self._owner, station, keep=True)
         station.adopt_box(self.id, self._lost)
-        stack.push_async_callback(station.close_box, self.id)
-        self._tier = Namespaces()
-        self._place = self._tier.place(self._settings_of_process, left.facts)
+        stack.push_async_callback(self._close_box)
+        config = self._settings_of_process
+        self._tier = Landlock() if left.note["tier"] == Landlock.name else Namespaces()
+        self._place = self._tier.place(config, left.facts)
+        stack.callback(setattr, self, "config", config)
+        self.config = config.model_copy(update={"working_dir": self._place.work})
         self._environment = left.note["environment"]
         self._shell = left.note["shell"]
         self._describe()
@@ -189,10 +195,15 @@ class ProcessSandbox(Sandbox):
     async def _leave(self) -> bool:
         if self._keeping is None or self._status is not SandboxStatus.RUNNING:
             return False
-        remove_closer(self)
-        self._resources.pop_all()
+        self._is_left = True
         self._lost("The sandbox was left to the next owner")
+        remove_closer(self)
+        await self._undo()
         return True
+
+    async def _close_box(self) -> None:
+        if not self._is_left:
+            await self._station.close_box(self.id)
 
     async def _renewed(self, seconds: float) -> None:
         if self._keeping is not None:

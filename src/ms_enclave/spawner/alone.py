@@ -8,7 +8,6 @@ ends.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from time import monotonic
 
@@ -94,8 +93,7 @@ class Alone:
         now = monotonic()
         for box in boxes:
             if box.closing is None and now >= self.until(box):
-                box.closing = 0
-                os.kill(box.slot.init, signal.SIGKILL)
+                self.station.end_box(box, 0)
         # The next owner counts anew, and must not hear of what the last one began.
         waits = self.station.processes or self.station.leaving
         waits = waits or any(box.closing is not None for box in boxes)

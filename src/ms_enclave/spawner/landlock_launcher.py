@@ -45,8 +45,10 @@ def main(control: int, plan_file: int) -> None:
         plan: LandlockPlan = json.load(file)
     peer = socket.socket(fileno=control)
     groups: list[cgroups.Hierarchy] = []
-    scratch = ""
+    scratch, listener = "", None
     try:
+        if plan["keep"] is not None:
+            listener = launcher.announce(plan["keep"], plan["instance"])
         plan["version"] = min(_landlock_version(), plan["newest"])
         plan["first_id"], plan["ids"], lock = _ids()
         scratch = plan["scratch"] = _scratch(plan)
@@ -56,10 +58,14 @@ def main(control: int, plan_file: int) -> None:
         plan["spare_slots"] = 0
         station, ours = _become_two(plan, peer, groups)
     except launcher.StartError as error:
+        launcher.withdraw(plan)
         _clean_up(scratch, groups)
         peer.send(json.dumps(error.row).encode())
         return
     peer.close()
+    if listener is not None:
+        launcher.Desk(ours, plan, station, None).serve(listener)
+        launcher.withdraw(plan)
     _wait_for_all(station)
     ours.close()
     _clean_up(scratch, groups)

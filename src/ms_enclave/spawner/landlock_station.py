@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ._shapes import (
         Answer,
         BindRow,
-        BoxRequest,
         LandlockPlan,
         OpenRequest,
         ResourceLimits,
@@ -230,8 +229,12 @@ class LandlockStation(station.Station):
         box = station.Box(request["box"], place, store, group)
         self.boxes[box.name] = box
         self.by_init[yard.init] = box
+        return {"ok": self.facts_of(box)}
+
+    def facts_of(self, box: station.Box) -> dict[str, object]:
+        yard = self.yard_of(box)
         folders = {name: f"{yard.folder}/{name}" for name in _FOLDERS}
-        return {"ok": {"init": yard.init, "layered": False, "user": yard.user[0], **folders}}
+        return {"init": yard.init, "layered": False, "user": yard.user[0], **folders}
 
     def make_yard(self, disk: int, inodes: int) -> Yard:
         """A new folder with a keeper. Raises OSError, and then nothing of it is left."""
@@ -319,15 +322,11 @@ class LandlockStation(station.Station):
             found.append(("/dev/shm", _SHARE))
         return found
 
-    def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
-        box = self.boxes.get(request["box"])
-        if box is None:
-            return {"ok": {}}
-        box.closing = request["q"]
+    def end_box(self, box: station.Box, question: int) -> None:
+        box.closing = question
         yard = self.yard_of(box)
         self.hear(yard)
         yard.line.shutdown(socket.SHUT_WR)
-        return None
 
     def yard_of(self, box: station.Box) -> Yard:
         yard: Any = box.slot

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn, ParamSpec, TypeVar
 
-    from ms_enclave.spawner._shapes import LauncherPlan, StationPlan, Trees
+    from ms_enclave.spawner._shapes import LauncherPlan, Plan, StationPlan, Trees
     from ms_enclave.spawner.helpers import Helpers
 
     _P = ParamSpec("_P")
@@ -40,13 +40,16 @@ __all__ = [
     "LOCKS",
     "RANGE",
     "SLOTS",
+    "Desk",
     "StartError",
+    "announce",
     "be_ordinary",
     "choose_ids",
     "id_maps",
     "main",
     "remove_group",
     "step",
+    "withdraw",
 ]
 
 FIRST_ID = 300_000
@@ -73,16 +76,16 @@ def main(control: int, plan_file: int) -> None:
     first, lock, listener = -1, -1, None
     try:
         if plan["keep"] is not None:
-            listener = _announce(plan["keep"], plan["instance"])
+            listener = announce(plan["keep"], plan["instance"])
         first, lock = choose_ids()
         station, groups, ours = _start(plan, control, first)
     except StartError as error:
-        _withdraw(plan)
+        withdraw(plan)
         peer.send(json.dumps(error.row).encode())
         return
     peer.close()
-    _Desk(ours, plan, station, first).serve(listener)
-    _withdraw(plan)
+    Desk(ours, plan, station, first).serve(listener)
+    withdraw(plan)
     os.waitpid(station, 0)
     for group in groups:
         remove_group(group.path)
@@ -90,7 +93,7 @@ def main(control: int, plan_file: int) -> None:
         os.close(lock)
 
 
-def _announce(folder: str, instance: str) -> socket.socket:
+def announce(folder: str, instance: str) -> socket.socket:
     from ms_enclave.spawner import keeping  # most stations end with their owner
 
     try:
@@ -99,7 +102,7 @@ def _announce(folder: str, instance: str) -> socket.socket:
         raise StartError("announce", 0, str(error)) from error
 
 
-def _withdraw(plan: LauncherPlan) -> None:
+def withdraw(plan: Plan) -> None:
     if plan["keep"] is not None:
         from ms_enclave.spawner import keeping  # most stations end with their owner
 
@@ -173,7 +176,7 @@ def _clone_station(
     return pid, ours
 
 
-class _Desk:
+class Desk:
     """Answers the station until it is gone, and looks after the helpers that it has asked for.
 
     A request is the number of a writable volume of the plan and the user of a slot, or the number
@@ -181,9 +184,7 @@ class _Desk:
     else can be asked for.
     """
 
-    def __init__(
-        self, line: socket.socket, plan: LauncherPlan, station: int, first: int | None
-    ) -> None:
+    def __init__(self, line: socket.socket, plan: Plan, station: int, first: int | None) -> None:
         self._line = line
         self._plan = plan
         self._station = station

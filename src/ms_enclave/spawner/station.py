@@ -453,11 +453,15 @@ class Station:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"ok": {}}
-        box.closing = request["q"]
+        self.end_box(box, request["q"])
+        return None
+
+    def end_box(self, box: Box, question: int) -> None:
+        """Begin to end a sandbox; the question is answered when it is gone."""
+        box.closing = question
         if box.name in self.networks:
             self.networks[box.name].leave()
         os.kill(box.slot.init, signal.SIGKILL)  # the kernel takes the whole namespace with it
-        return None
 
     def closed(self, box: Box) -> None:
         """The init is reaped, so every process of the sandbox is gone."""
