@@ -117,9 +117,21 @@ class Process:
         self.ended = False
         self.peak = 0
         self.count = 0
+        self.cpu_each: dict[tuple[int, int], float] = {}  # s, of whom was seen last
+        self.cpu_gone = 0.0  # s, of whom was seen before
         self.crowded = False  # seen with as many processes as it may have
         self.kill_requests: list[int] = []
         self.last_words: ExitRow | None = None
+
+    def remember(self, each: dict[tuple[int, int], float]) -> None:
+        """Keep what was seen of processes that nobody will wait for."""
+        self.cpu_gone += sum(cpu for key, cpu in self.cpu_each.items() if key not in each)
+        self.cpu_each = each
+
+    @property
+    def cpu_seen(self) -> float:
+        """Seconds of processor time of everybody who was seen, each for itself."""
+        return self.cpu_gone + sum(self.cpu_each.values())
 
     @property
     def ending(self) -> bool:
@@ -616,7 +628,9 @@ class Station:
         cause = process.cause or self.limit_hit(process, status, usage, figures)
         if cause is None and self.went_with_its_box(process, status):
             cause = "infra"
-        cpu_user, cpu_system = _split(usage, figures.cpu, 0.0 if left is None else left.cpu)
+        known = usage.ru_utime + usage.ru_stime + (0.0 if left is None else left.cpu)
+        cpu = max(known, process.cpu_seen) if figures.cpu is None else figures.cpu
+        cpu_user, cpu_system = _split(usage, cpu)
         peak = figures.peak_memory or max(process.peak, usage.ru_maxrss * 1024)
         row: ExitRow = {
             "event": "exit", "process": process.number, "status": status, "cause": cause,
@@ -720,7 +734,7 @@ class Station:
         pinned = process.processors is not None
         if cpu is None or pinned or not {"memory", "pids"} <= self.groups.controllers.keys():
             seen = self.look_at(process, crowd)
-            cpu = seen.cpu if cpu is None else cpu
+            cpu = max(seen.cpu, process.cpu_seen) if cpu is None else cpu
         if process.cpu_limit is not None and cpu > process.cpu_limit:
             self.kill_run(process, "cpu_timeout")
 
@@ -732,6 +746,7 @@ class Station:
         if process.processors is not None:
             for pid in seen.pids:
                 survey.pin(pid, process.processors)  # any program can widen what it was given
+        process.remember(seen.each)
         process.peak = max(process.peak, seen.memory)
         process.count = max(process.count, seen.processes)
         if "pids" not in self.groups.controllers and process.pids_limit is not None:
@@ -742,18 +757,13 @@ class Station:
         return seen
 
 
-def _split(usage: struct_rusage, counted: float | None, left: float) -> tuple[float, float]:
-    """Seconds of processor time in the program and in the kernel.
-
-    A control group counts everybody, `usage` only whom the main process has waited for; then
-    `left` is what those have used whom it has left behind.
-    """
+def _split(usage: struct_rusage, cpu: float) -> tuple[float, float]:
+    """Seconds of processor time in the program and in the kernel: `cpu` in all, divided as it is
+    known of the main process and whom it has waited for."""
     known = usage.ru_utime + usage.ru_stime
-    if counted is None:
-        return usage.ru_utime + left, usage.ru_stime
     if known <= 0:
-        return counted, 0.0
-    return counted * usage.ru_utime / known, counted * usage.ru_stime / known
+        return cpu, 0.0
+    return cpu * usage.ru_utime / known, cpu * usage.ru_stime / known
 
 
 def main(control: int, life: int, plan_file: int) -> None:

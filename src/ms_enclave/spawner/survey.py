@@ -48,14 +48,18 @@ _EXITING = 0x4  # PF_EXITING among the flags in /proc/PID/stat
 
 class Usage:
     """Seconds of processor time, bytes in memory and processes of a run, at one moment; and
-    how many processes and threads its whole sandbox has."""
+    how many processes and threads its whole sandbox has.
 
-    __slots__ = ("cpu", "memory", "pids", "processes", "tasks")
+    `each` is the processor time of each process for itself, by its pid and the moment of its start.
+    """
+
+    __slots__ = ("cpu", "each", "memory", "pids", "processes", "tasks")
 
     def __init__(self) -> None:
         self.cpu = 0.0
         self.memory = 0
         self.processes = 0
+        self.each: dict[tuple[int, int], float] = {}
         self.pids: list[int] = []
         self.tasks = 0
 
@@ -211,7 +215,9 @@ def usage(
     seen.tasks = sum(int(fields[17]) for fields in members.values())
     members = _of_run(members, main, before, others)
     seen.pids = list(members)
-    for fields in members.values():
+    for pid, fields in members.items():
+        own = int(fields[11]) + int(fields[12])
+        seen.each[pid, int(fields[19])] = own / _TICKS
         seen.cpu += sum(int(field) for field in fields[11:15]) / _TICKS
         seen.memory += int(fields[21]) * _PAGE
         seen.processes += 1

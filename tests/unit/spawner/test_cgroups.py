@@ -99,6 +99,19 @@ def test_what_may_not_be_written_is_passed_over(tmp_path: Path) -> None:
     assert cgroups.prepare(found, "ms-enclave-x", None) == []
 
 
+def test_nothing_is_switched_on_where_somebody_elses_processes_are(tmp_path: Path) -> None:
+    """For processes' sake: `pids` could be, and then nobody could enter any group below."""
+    (tmp_path / "cgroup.type").write_text("domain\n")
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    (tmp_path / "cgroup.procs").write_text("1\n2\n")
+    (ready,) = cgroups.prepare([Hierarchy(2, [], str(tmp_path))], "ms-enclave-x", None)
+    os.close(ready.descriptor)
+    assert ready.controllers == []
+    assert (tmp_path / "cgroup.subtree_control").read_text() == ""
+    assert (tmp_path / "cgroup.procs").read_text() == "1\n2\n"
+
+
 # --- a stand-in for version 2 -------------------------------------------------------------------
 
 
