@@ -58,6 +58,18 @@ async def test_an_archive_is_a_root_file_system(archive: Archive, tmp_path: Path
             assert (await box.execute_command("echo > /planted")).exit_code != 0
 
 
+async def test_what_a_sandbox_stands_on_is_not_forgotten(archive: Archive, tmp_path: Path) -> None:
+    rootfs = archive.write(tmp_path / "image.tar")
+    other = Archive(shell_layer()).write(tmp_path / "other.tar")
+    images = tmp_path / "cache" / "ms-enclave" / "images"
+    async with ProcessSandbox({"rootfs": rootfs}) as box:
+        (lock,) = images.glob("*.lock")
+        os.utime(lock, (1e9, 1e9))
+        async with ProcessSandbox({"rootfs": other}):
+            assert (await box.execute_command("/bin/cat /etc/whoami")).stdout == "the image\n"
+    assert lock.with_suffix("").is_dir()
+
+
 async def test_a_damaged_archive_starts_nothing(archive: Archive, tmp_path: Path) -> None:
     archive.blobs[archive.layers[0]["digest"]] = b"something else"
     with pytest.raises(ConfigError, match="does not have the digest"):

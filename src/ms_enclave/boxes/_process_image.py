@@ -19,6 +19,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -43,6 +44,7 @@ MAX_BYTES = 32 << 30
 """Bytes that one layer may unpack to."""
 MAX_MEMBERS = 2_000_000
 
+_KEPT_SECONDS = 30 * 86400.0
 _MANY_LINKS = 40
 _MANY_INDEXES = 4
 _MAX_DOCUMENT = 16 << 20
@@ -314,7 +316,32 @@ def _unpack_once(blobs: _Blobs, descriptor: Mapping[str, Any]) -> Image:
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
+            _forget_unused(place.parent)
     return Image(str(place), _environment(settings))
+
+
+def _forget_unused(cache: Path) -> None:
+    """Remove images that no sandbox was made from for long, and that none is made of now."""
+    before = time.time() - _KEPT_SECONDS
+    for lock in cache.glob("*.lock"):
+        image = lock.with_suffix("")
+        if not image.is_dir() or lock.stat().st_mtime > before:
+            continue
+        with contextlib.suppress(OSError), _locked(lock, wait=False):
+            # Whoever has had it meanwhile has used it, or will see that it is not there.
+            if lock.stat().st_mtime <= before and not _is_mounted(image.name):
+                gone = image.with_name(f"{image.name}.partial")
+                image.rename(gone)  # at once; the rest is as what somebody killed has left
+                shutil.rmtree(gone)
+
+
+def _is_mounted(name: str) -> bool:
+    """Whether a process that we may look at has it among its mounts, as every sandbox's have."""
+    for mounts in glob.iglob("/proc/[0-9]*/mountinfo"):
+        with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="replace") as file:
+            if name in file.read():
+                return True
+    return False
 
 
 def _environment(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -346,11 +373,14 @@ def _cache() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold a lock, whose time is that of its last use. Raises BlockingIOError if not to wait."""
     import fcntl  # not on every system that can import this module
 
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if wait:
+            os.utime(path)
         yield
 
 

@@ -96,6 +96,21 @@ def test_what_somebody_killed_left_is_no_image(tmp_path: Path, cache: Path) -> N
     assert sorted(path.suffix for path in cache.iterdir()) == ["", ".lock"]
 
 
+def test_what_was_not_used_for_long_is_forgotten_when_another_comes(
+    tmp_path: Path, cache: Path
+) -> None:
+    names = [
+        Archive(layer((name, b"1"))).write(tmp_path / f"{name}.tar") for name in ("a", "b", "c")
+    ]
+    unused, used = (Path(images.open_image(name).root) for name in names[:2])
+    for image in (unused, used):
+        os.utime(image.with_name(f"{image.name}.lock"), (1e9, 1e9))
+    images.open_image(names[1])
+    last = Path(images.open_image(names[2]).root)
+    assert {path for path in cache.iterdir() if path.suffix != ".lock"} == {used, last}
+    assert tree(images.open_image(names[0]).root) == {"a": "1"}
+
+
 ESCAPES = [
     layer(("../out", b"x")),
     layer(("a/../../out", b"x")),
