@@ -376,6 +376,21 @@ async def test_a_station_with_a_broken_record_is_found_all_the_same(folder: Path
             assert wait_until_dead({launcher}, 1.0) == set()
 
 
+async def test_what_another_version_left_is_left_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Keeper(folder, {}) as owner:
+        owner.kill()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ms_enclave.spawner.stations.__version__", "0.0.9")
+            async with LocalSandboxManager(state_dir=str(folder)) as manager:
+                assert await manager.list_sandboxes() == []
+        assert "only that can adopt them" in caplog.text
+        assert len(owner.daemons) == 1
+        async with LocalSandboxManager(state_dir=str(folder)) as manager:
+            assert len(await manager.list_sandboxes()) == 1
+
+
 @pytest.mark.parametrize("how", ["launcher hangs", "station hangs", "no socket"])
 async def test_what_cannot_be_reached_is_lost_and_ended(
     folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
