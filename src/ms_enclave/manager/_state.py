@@ -27,8 +27,6 @@ def _close_in_child() -> None:
 
 
 if sys.platform != "win32":
-    import fcntl
-
     os.register_at_fork(after_in_child=_close_in_child)
 
 
@@ -52,6 +50,8 @@ class State:
             )
         except OSError as error:
             raise ConfigError(f"state_dir {self.path} cannot be used: {error.strerror}") from error
+        import fcntl  # not on every system that can import this module
+
         _open.add(self)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
