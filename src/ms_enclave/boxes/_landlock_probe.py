@@ -32,7 +32,7 @@ def landlock_problem(facts: HostFacts, step: str) -> Problem | None:
             what="root cannot give sandboxes a user of their own here, and nothing in one may be "
             "root",
             remedy="start ms-enclave as an ordinary user, or the container without --cap-drop (or "
-            "with --cap-add CHOWN --cap-add SETUID --cap-add SETGID)",
+            "with --cap-add CHOWN --cap-add KILL --cap-add SETUID --cap-add SETGID)",
         )
     if step == "folder":
         return Problem(

@@ -315,6 +315,8 @@ def _become(
             os._exit(125)
         os.setsid()
         step = "set limits"
+        processors: list[int] = request["processors"]  # pyright: ignore[reportAssignmentType]
+        os.sched_setaffinity(0, processors)
         limits: dict[str, tuple[int, int]] = request["rlimits"]  # pyright: ignore[reportAssignmentType]
         for kind, (soft, hard) in limits.items():
             most = resource.getrlimit(int(kind))[1]

@@ -34,7 +34,7 @@ __all__ = ["main"]
 _PREFIX = "ms-enclave-landlock-"
 _SMALL = (20_000, 40_000)
 """First id and how many, where the machine's own map has no room for a range like the others."""
-_NEEDED = {0: "CHOWN", 6: "SETGID", 7: "SETUID"}
+_NEEDED = {0: "CHOWN", 5: "KILL", 6: "SETGID", 7: "SETUID"}
 _WAIT_SECONDS = 10.0
 
 

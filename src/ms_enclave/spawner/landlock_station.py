@@ -249,8 +249,10 @@ class LandlockStation(station.Station):
         yard = Yard(number, folder, user, disk, inodes, line, orders)
         rules = -1
         try:
-            self.make_folder(yard)
+            for path in (folder, *(f"{folder}/{name}" for name in _FOLDERS)):
+                os.mkdir(path, 0o700)
             rules = landlock.only_wall(self.walls["version"], self.paths(yard))
+            self.give_away(yard)  # now: root that is no more than its ids cannot enter it any more
             writable = [f"{folder}/{name}" for name in _FOLDERS]
             writable += [volume["source"] for volume in self.plan["volumes"]]
             place = keeper.Place(
@@ -302,9 +304,8 @@ class LandlockStation(station.Station):
                 self.users.add(number)
                 return number, number
 
-    def make_folder(self, yard: Yard) -> None:
-        for path in (yard.folder, *(f"{yard.folder}/{name}" for name in _FOLDERS)):
-            os.mkdir(path, 0o700)
+    def give_away(self, yard: Yard) -> None:
+        for path in (*(f"{yard.folder}/{name}" for name in _FOLDERS), yard.folder):
             if self.own_user:
                 os.chown(path, *yard.user)
 
@@ -448,12 +449,13 @@ class _Doors(zygote.Zygotes):
         del user
         words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
         words += [f"{self.station.walls['guest']}/boot.py", "cold"]
-        order = {"words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard)}
-        return self._spawn(yard, json.dumps(order).encode(), channel, group, processors)
+        order = {
+            "words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard),
+            "processors": sorted(processors),
+        }  # fmt: skip
+        return self._spawn(yard, json.dumps(order).encode(), channel, group)
 
-    def _spawn(
-        self, yard: Yard, order: bytes, channel: int, group: Group, processors: set[int]
-    ) -> int:
+    def _spawn(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
         """Let the door make a process; returns its pid. Raises OSError, leaving nothing."""
         go_read, go_write = os.pipe()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -470,7 +472,6 @@ class _Doors(zygote.Zygotes):
             os.write(go_write, b"g")
             cold.hear(ours, pid)
             _check_walls(pid, yard)
-            os.sched_setaffinity(pid, processors)
             group.settle(pid, 0)
             os.write(go_write, b"g")
             cold.hear(ours, pid)  # nothing, from an exec that closed its end

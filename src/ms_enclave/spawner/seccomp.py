@@ -112,7 +112,7 @@ _SHARED_CHECKED = {
     **{
         name: (ALLOW, EPERM, [[(0, _ALL, 0)]])
         for name in (
-            "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
+            "sched_setattr", "sched_setparam", "sched_setscheduler",
         )
     },
 }  # fmt: skip
@@ -122,6 +122,7 @@ _SHARED_DENIED = frozenset(
     bind chown connect fchown fchownat file_setattr inotify_add_watch lchown listen mq_getsetattr
     mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd
     semctl semget semop semtimedop shmat shmctl shmdt shmget socket
+    sched_setaffinity
     """.split()  # noqa: SIM905
 )
 
