@@ -147,9 +147,27 @@ def _cgroups() -> dict[str, bool]:
     found: dict[str, bool] = {}
     for groups in stations.values():
         ours = not any(_is_somebody_elses(group) for group in groups)
+        lives = any(_holds_processes(group) for group in groups)
         for group in groups:
-            found |= dict.fromkeys((group, *_subfolders(group)), ours)
+            below = [path for path in _subfolders(group) if not (lives and _is_spare(path))]
+            found |= dict.fromkeys((group, *below), ours)
     return found
+
+
+def _is_spare(group: str) -> bool:
+    """Whether a living station keeps the group for its next sandbox."""
+    return os.path.basename(group).startswith("box-") and not _holds_processes(group)
+
+
+def _holds_processes(group: str) -> bool:
+    for folder, _, _ in os.walk(group):
+        try:
+            with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+                if file.read():
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def _cgroup_parents() -> set[str]:

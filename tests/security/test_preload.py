@@ -128,6 +128,16 @@ async def test_memory_that_sandboxes_would_share_is_refused(tmp_path: Path) -> N
     await box.stop()
 
 
+async def test_threads_that_copies_would_only_have_in_their_books_are_refused(
+    tmp_path: Path,
+) -> None:
+    source = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    box = preloading(environment(tmp_path, source))
+    with pytest.raises(ConfigError, match="1 thread running"):
+        await box.start()
+    await box.stop()
+
+
 @pytest.mark.parametrize("name", ["orphans", "threads", "forks", "death"])
 async def test_a_preparation_cannot_hold_up_its_neighbours(tmp_path: Path, name: str) -> None:
     python = environment(tmp_path, MODULES[name])

@@ -34,9 +34,11 @@ __all__ = [
     "Capture",
     "Job",
     "Judgement",
+    "Observation",
     "execute",
     "format_seconds",
     "judge",
+    "result",
 ]
 
 logger = logging.getLogger(__name__)
@@ -205,8 +207,8 @@ class Job:
 
 
 @dataclass
-class _Observation:
-    """What the driver saw. Filled while the process runs; read when it has ended."""
+class Observation:
+    """What a driver saw. Filled while the process runs; read when it has ended."""
 
     stdout: Capture
     stderr: Capture
@@ -237,7 +239,7 @@ async def execute(spawn: Callable[[], Awaitable[Process]], job: Job) -> CommandR
     """
     began = datetime.now(timezone.utc)
     started = time.monotonic()
-    seen = _Observation(Capture(job.limits.output), Capture(job.limits.output), started)
+    seen = Observation(Capture(job.limits.output), Capture(job.limits.output), started)
     process = await spawn()
     try:
         await _observe(process, job, seen)
@@ -251,10 +253,10 @@ async def execute(spawn: Callable[[], Awaitable[Process]], job: Job) -> CommandR
     finally:
         with anyio.move_on_after(KILL_BOUND, shield=True):
             await process.aclose()
-    return _result(job, seen, began)
+    return result(job, seen, began)
 
 
-async def _observe(process: Process, job: Job, seen: _Observation) -> None:
+async def _observe(process: Process, job: Job, seen: Observation) -> None:
     relay = None if job.on_output is None else Relay(job.on_output)
     async with anyio.create_task_group() as group:
         if relay is not None:
@@ -269,7 +271,7 @@ async def _observe(process: Process, job: Job, seen: _Observation) -> None:
 
 
 async def _guard(
-    work: Callable[[], Awaitable[None]], seen: _Observation, scope: anyio.CancelScope
+    work: Callable[[], Awaitable[None]], seen: Observation, scope: anyio.CancelScope
 ) -> None:
     """Do what runs code of the caller's; where that raises, it ends the call."""
     try:
@@ -279,7 +281,7 @@ async def _guard(
         scope.cancel()
 
 
-async def _attend(process: Process, job: Job, seen: _Observation, relay: Relay | None) -> None:
+async def _attend(process: Process, job: Job, seen: Observation, relay: Relay | None) -> None:
     async with anyio.create_task_group() as group:
 
         async def feed() -> None:
@@ -306,7 +308,7 @@ def _taker(name: str, capture: Capture, relay: Relay | None) -> Callable[[bytes]
     return lambda data: relay.put(name, capture.feed(data))
 
 
-async def _wait(process: Process, timeout: float, seen: _Observation) -> None:
+async def _wait(process: Process, timeout: float, seen: Observation) -> None:
     """Wait for the process itself, not for its streams: it may close them and go on."""
     with anyio.move_on_after(seen.started + timeout - time.monotonic()):
         seen.ended = await process.wait()
@@ -334,7 +336,7 @@ async def _kill_quietly(process: Process) -> None:
         logger.exception("a command could not be killed after its call had ended")
 
 
-async def _settle(seen: _Observation) -> None:
+async def _settle(seen: Observation) -> None:
     """Take what the ended command left in its pipes.
 
     Usually that is until their end. A background process that inherited a pipe keeps it open for
@@ -354,7 +356,7 @@ async def _pump(
     stream: ByteReceiveStream,
     take: Callable[[bytes], object],
     capture: Capture,
-    seen: _Observation,
+    seen: Observation,
     limits: ResolvedLimits,
 ) -> None:
     try:
@@ -384,7 +386,8 @@ async def _feed(stream: ByteSendStream | None, source: bytes | BinaryIO) -> None
         return
 
 
-def _result(job: Job, seen: _Observation, began: datetime) -> CommandResult:
+def result(job: Job, seen: Observation, began: datetime) -> CommandResult:
+    """What is said of a process that was seen to its end. Raises SandboxLostError."""
     if seen.ended is None:
         raise SandboxLostError("The sandbox did not report the end of the command")
     ended = seen.ended

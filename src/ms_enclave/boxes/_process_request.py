@@ -8,6 +8,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.boxes._process_network import REFUSED, helpers
+from ms_enclave.boxes.base import BASE_ENVIRONMENT
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.spawner import landlock, seccomp
 from ms_enclave.version import __version__
@@ -272,12 +273,18 @@ def plan_key(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
+def environment(plan: RuntimePlan, work: str) -> dict[str, str]:
+    """The environment of a process that asks for nothing else."""
+    return {**BASE_ENVIRONMENT, **plan.env, "HOME": work}
+
+
 def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
     """The plan of a station as the launcher reads it (JSON)."""
     return {
         **plan.as_station(),
         "launcher": "launcher.py",
         "work": work,
+        "environment": environment(plan, work),
         "slots": SLOTS,
         "hostname": "sandbox",
         "groups": True,
@@ -288,4 +295,5 @@ def station_plan(plan: RuntimePlan, work: str) -> dict[str, Any]:
         "refused": list(REFUSED),
         "filter": seccomp.filter_for("carrier").hex(),
         "init_filter": seccomp.filter_for("namespaces").hex(),
+        "reaper_filter": seccomp.reaper_filter().hex(),
     }

@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import anyio
 import anyio.to_thread
 
+from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._process_fresh import MOST_STDIN, Fresh
 from ms_enclave.boxes._process_network import refuse_without_helper
 from ms_enclave.boxes._process_plan import RuntimePlan, closed_part, plan_runtime
 from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
+from ms_enclave.boxes._process_watch import follow
 from ms_enclave.boxes.base import PROCESS_WIDE, Keeping, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.errors import (
@@ -33,21 +36,32 @@ from ms_enclave.errors import (
     SandboxStartError,
 )
 from ms_enclave.loop import remove_closer
-from ms_enclave.model import IsolationReport, ProcessSandboxConfig, SandboxConfig, SandboxStatus
+from ms_enclave.model import (
+    CommandResult,
+    IsolationReport,
+    ProcessSandboxConfig,
+    SandboxConfig,
+    SandboxStatus,
+)
 from ms_enclave.spawner import stations
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AsyncExitStack
 
+    from ms_enclave.boxes._execution import Job
     from ms_enclave.channel.guest import GuestConnection
-    from ms_enclave.channel.process import Process, SpawnRequest
+    from ms_enclave.channel.process import SpawnRequest
     from ms_enclave.model.diagnosis import Diagnosis, Problem
     from ms_enclave.model.limits import ResolvedLimits
-    from ms_enclave.spawner.client import StationClient
+    from ms_enclave.spawner.client import StationClient, StationProcess
 
 __all__ = ["ProcessSandbox"]
 
 _REFUSED_SECONDS = 60.0
+_MOST_FRESH = 32
+_fresh: dict[tuple[str, type[Sandbox]], dict[str, Fresh]] = {}
+"""By owner and class, and then by config."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +105,69 @@ class ProcessSandbox(Sandbox):
     def _settings_of_process(self) -> ProcessSandboxConfig:
         return cast("ProcessSandboxConfig", self.config)
 
-    async def _open(self, stack: AsyncExitStack) -> None:
+    @classmethod
+    async def run_fresh(
+        cls,
+        owner: str,
+        config: SandboxConfig | Mapping[str, Any] | None,
+        code: str,
+        *,
+        stdin: bytes | str | None,
+        timeout: float | None,
+    ) -> CommandResult | None:
+        """Run Python source in a fresh sandbox without a handle. See `Sandbox.run_fresh`."""
+        source, seconds = inputs.validate_code(code), inputs.validate_timeout(timeout)
+        given = inputs.normalise_stdin(stdin)
+        if given is not None and (not isinstance(given, bytes) or len(given) > MOST_STDIN):
+            return None
+        runs = await cls._runs(owner, config)
+        return None if runs is None else await runs.run(source, stdin=given, timeout=seconds)
+
+    @classmethod
+    async def _runs(
+        cls, owner: str, config: SandboxConfig | Mapping[str, Any] | None
+    ) -> Fresh | None:
+        """What runs of an owner's config have in common, worked out at the first of them."""
+        own = cast("ProcessSandboxConfig", inputs.coerce_config(cls.config_class, config))
+        known = _fresh.setdefault((owner, cls), {})
+        key = "" if config is None else own.model_dump_json()
+        found = known.get(key)
+        if found is not None and found.station.alive:
+            return found
+        plain = own.isolation in (None, "namespace") and own.on_owner_death == "kill"
+        if own.require or own.network_enabled or not plain:
+            return None  # what a sandbox has to show, or gets when it opens
+        sandbox = cls(own.model_copy(deep=True))
+        sandbox._owner = owner
+        station = await sandbox._settle()
+        if own.preload:
+            await _prepare(station, list(own.preload))
+        while len(known) >= _MOST_FRESH:
+            known.pop(next(iter(known)))
+        made = Fresh(
+            sandbox._settings_of_process, station,
+            requests.environment(sandbox._plan, own.working_dir), requests.DEFAULT_USER,
+        )  # fmt: skip
+        known[key] = made
+        return made
+
+    async def _settle(self) -> StationClient:
+        """Find the station that its config needs, and all that does not depend on the box."""
         config = self._settings_of_process
         _refuse_what_is_not_here(config)
         if config.on_owner_death == "keep" and self._keeping is None:
             raise CapabilityError("keep", remedy="make it by a manager with a `state_dir`")
         self._limits = config.resolve_limits()
+        self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
+        return await self._find_station(config.isolation or "namespace")
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self._settings_of_process
         if self._left is not None:
+            self._limits = config.resolve_limits()
             self._attach(self._left, stack)
             return
-        self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
-        station = await self._find_station(config.isolation or "namespace")
+        station = await self._settle()
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
@@ -236,7 +302,12 @@ class ProcessSandbox(Sandbox):
         no config field, environment variable or route reaches it."""
         return self._tier.station_plan(self._plan, self._settings_of_process)
 
-    async def _spawn(self, request: SpawnRequest) -> Process:
+    async def _see_through(self, request: SpawnRequest, job: Job) -> CommandResult:
+        if job.on_output is None and job.stdin is None:
+            return await follow(lambda: self._spawn(request), job)
+        return await super()._see_through(request, job)
+
+    async def _spawn(self, request: SpawnRequest) -> StationProcess:
         config = self._settings_of_process
         limits = request.limits or self._limits
         request = replace(request, cwd=self._place.real(request.cwd))
@@ -290,6 +361,8 @@ class ProcessSandbox(Sandbox):
     async def release_owner(cls, owner: str) -> None:
         """End the owner's stations."""
         cls._refused.pop(owner, None)
+        for place in [place for place in _fresh if place[0] == owner]:
+            del _fresh[place]
         await stations.end_all_of(owner)
 
     @classmethod

@@ -17,7 +17,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Dict, FrozenSet, Optional
+    from typing import Any, Callable, Dict, FrozenSet, List, Optional
 
 __all__ = ["leave", "remember"]
 
@@ -28,12 +28,34 @@ _WITH_OWN_END = frozenset({"_ctypes", "_curses", "_tkinter", "readline"})
 """Modules of the standard library through which what is not Python may have something to write."""
 
 _there: "FrozenSet[str]" = frozenset()
+_last = ""
+_leave: "Callable[[int], object]" = os._exit
 
 
 def remember() -> None:
-    """What is loaded now is not the program's."""
-    global _there
+    """What is loaded now is not the program's.
+
+    Where code that is not Python's is among it, the C library's own `exit` is what ends the
+    process: it writes the buffers and runs the ends that such code has.
+    """
+    global _there, _last, _leave
+    if any(_is_foreign(name) for name in list(sys.modules)):
+        import ctypes
+
+        _leave = ctypes.PyDLL(None).exit
     _there = frozenset(sys.modules) - {"__main__"}
+    _last = next(name for name in reversed(sys.modules) if name != "__main__")
+
+
+def _new() -> "List[str]":
+    """Names of the modules that came after. Whoever looks at the others copies their pages."""
+    found: List[str] = []
+    for name in reversed(sys.modules):
+        if name == _last:
+            break
+        if name not in _there and name != "__main__":
+            found.append(name)
+    return found
 
 
 def leave(status: int) -> None:
@@ -44,10 +66,11 @@ def leave(status: int) -> None:
         threading = sys.modules.get("threading")
         if threading is not None:
             threading._shutdown()
-        _run_exit_functions()
+        if atexit._ncallbacks():
+            _run_exit_functions()
+            if not _is_simple():  # now that the program's last functions have run
+                return
         _flush()
-        if not _is_simple():  # now that the program's last functions have run
-            return
     except BaseException:  # noqa: BLE001 - a program's own objects: the interpreter reports it
         return
     _clear()
@@ -55,20 +78,28 @@ def leave(status: int) -> None:
         _flush()
     except BaseException:  # noqa: BLE001 - the same, and nobody is left to report it to
         status = _LOST_OUTPUT
-    os._exit(status)
+    _leave(status)
+
+
+def rehearse() -> None:
+    """What `leave` does, without the end."""
+    if _is_simple():
+        _flush()
+        _clear_module(sys.modules["__main__"])
 
 
 def _is_simple() -> bool:
     """Whether nothing but Python code in this one thread can have anything left to do."""
     if len(sys._current_frames()) != 1 or sys.gettrace() or sys.getprofile():
         return False
-    if not _WITH_OWN_END.isdisjoint(sys.modules):
-        return False
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and file.endswith(".so") and "/lib-dynload/" not in file:
-            return False
-    return True
+    return not any(_is_foreign(name) for name in _new())
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a module is, or calls, code with an end of its own."""
+    file = getattr(sys.modules[name], "__file__", None)
+    from_elsewhere = file and file.endswith(".so") and "/lib-dynload/" not in file
+    return bool(from_elsewhere) or name in _WITH_OWN_END
 
 
 def _run_exit_functions() -> None:
@@ -94,22 +125,28 @@ def _clear() -> None:
             setattr(sys, name, None)
     if hasattr(builtins, "_"):
         setattr(builtins, "_", None)  # noqa: B010 - no name of it that a type checker knows
-    own = [module for name, module in sys.modules.items() if name not in _there]
-    for name in [name for name in sys.modules if name not in _there and name != "__main__"]:
-        del sys.modules[name]
+    names = _new()
+    own = [sys.modules.pop(name) for name in names]
+    if "__main__" in sys.modules:
+        own.append(sys.modules["__main__"])
     gc.collect()
-    for module in reversed(own):
-        _clear_module(module)
-    gc.collect()
+    if sum([_clear_module(module) for module in own]):
+        gc.collect()
 
 
-def _clear_module(module: "ModuleType") -> None:
-    """Its names, in the interpreter's order: those with one underscore, then the others."""
+def _clear_module(module: "ModuleType") -> int:
+    """Its names, in the interpreter's order: those with one underscore, then the others.
+
+    Returns how many there were that a module does not have of itself.
+    """
     names: Optional[Dict[Any, Any]] = getattr(module, "__dict__", None)
     if not isinstance(names, dict):
-        return
+        return 0
+    found = 0
     for private in (True, False):
         for name in list(names):
             is_private = name[:1] == "_" and name[1:2] != "_"
             if name != "__builtins__" and (is_private or not private):
+                found += name[:2] != "__" and names[name] is not None
                 names[name] = None
+    return found

@@ -1,7 +1,8 @@
 """What a process of a sandbox does first: read from its channel what it is to be, and become it.
 
-The channel (descriptor 3) brings one byte with descriptors attached: a file with the request as
-JSON, and then, as the request says, standard input, output and error. `run` is Python code in a
+The channel (descriptor 3) brings a byte with descriptors attached: standard input, output and
+error, as the request says. The request is JSON; it follows the byte (2), or is in a file before
+those descriptors (1). `run` is Python code in a
 fresh `__main__`, `exec` a program, `guest` the file server, `prepare` imports modules and parks
 again, to be copied. Nothing here is trusted by the outside: what it says is what any program in
 the sandbox could say, and what counts (exit status, time, memory) is measured elsewhere.
@@ -9,12 +10,14 @@ the sandbox could say, and what counts (exit status, time, memory) is measured e
 
 import _socket
 import array
+import builtins
 import errno
 import io
 import json
 import os
 import signal
 import sys
+import types
 
 from . import ending
 
@@ -22,7 +25,7 @@ from . import ending
 # one more module to load each time an interpreter starts for one program.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, NoReturn, Optional, Tuple
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
     Request = Dict[str, Any]
     _Values = Tuple[Any, ...]
@@ -32,6 +35,10 @@ else:
 __all__ = ["main"]
 
 _CHANNEL_DESCRIPTORS = 8
+_MOST_INLINE = 1 << 16
+_INLINE = 2  # first byte: the request follows
+_scan: "Callable[[str, int], Tuple[Any, int]]" = getattr(json.JSONDecoder(), "scan_once")  # noqa: B009
+"""What surrounds it in `json` reads the pages of regular expressions."""
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
@@ -56,18 +63,21 @@ def _receive(channel: int) -> "Tuple[Request, List[int]]":
     """The request and the descriptors that came with it. Ends the process if nobody asks."""
     connection = _socket.socket(fileno=channel)
     space = _socket.CMSG_SPACE(4 * _CHANNEL_DESCRIPTORS)
-    data, ancillary, _, _ = connection.recvmsg(1, space)
+    data, ancillary, _, _ = connection.recvmsg(_MOST_INLINE, space)
     connection.detach()
     if not data:
         os._exit(0)
     descriptors = array.array("i")
     for _level, _kind, content in ancillary:
         descriptors.frombytes(content[: len(content) - len(content) % 4])
-    received = [_high(number) for number in descriptors]
+    received = list(descriptors)
+    if received and min(received) <= 3:
+        received = [_high(number) for number in received]
+    if data[0] == _INLINE:
+        return _scan(data[1:].decode(), 0)[0], received
     with os.fdopen(received[0], "rb") as file:
         file.seek(0)
-        request = json.loads(file.read())
-    return request, received[1:]
+        return json.loads(file.read()), received[1:]
 
 
 def _high(descriptor: int) -> int:
@@ -83,12 +93,10 @@ def _high(descriptor: int) -> int:
 
 
 def _take_place(request: "Request", streams: "List[int]") -> "Optional[int]":
-    """Environment, folder, identity of a new process; returns an exit status if that fails."""
+    """Streams and folder of a new process; returns an exit status if that fails."""
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    os.environ.clear()
-    os.environ.update(request["env"])
     os.umask(request.get("umask", 0o022))
     try:
         os.chdir(request["cwd"])
@@ -96,6 +104,18 @@ def _take_place(request: "Request", streams: "List[int]") -> "Optional[int]":
         _complain("cannot enter %s: %s" % (request["cwd"], os.strerror(error.errno or 0)))
         return _NOT_EXECUTABLE
     return None
+
+
+def _take_environment(environment: "Dict[str, str]") -> None:
+    """Make it this interpreter's own; nothing where a zygote has it already."""
+    global _environment
+    if environment != _environment:
+        os.environ.clear()
+        os.environ.update(environment)
+        _environment = environment
+
+
+_environment: "Optional[Dict[str, str]]" = None
 
 
 def _complain(text: str) -> None:
@@ -108,17 +128,18 @@ def _execute(request: "Request", streams: "List[int]") -> "NoReturn":
         os._exit(failed)
     _default_signals()
     words: List[str] = request["argv"]
+    environment: Dict[str, str] = request["env"]
     os.close(3)
     try:
         if "/" in words[0]:
-            os.execve(words[0], words, os.environ)
-        os.execvpe(words[0], words, os.environ)
+            os.execve(words[0], words, environment)
+        os.execvpe(words[0], words, environment)
     except (FileNotFoundError, NotADirectoryError):
         _complain("%s: not found" % words[0])
         os._exit(_NOT_FOUND)
     except OSError as error:
         if error.errno == errno.ENOEXEC:
-            _try_script(words)
+            _try_script(words, environment)
         _complain("%s: %s" % (words[0], os.strerror(error.errno or 0)))
         os._exit(_NOT_EXECUTABLE)
     except ValueError as error:
@@ -126,10 +147,10 @@ def _execute(request: "Request", streams: "List[int]") -> "NoReturn":
         os._exit(_NOT_EXECUTABLE)
 
 
-def _try_script(words: "List[str]") -> None:
+def _try_script(words: "List[str]", environment: "Dict[str, str]") -> None:
     """A file without an interpreter line is a shell script, as execlp and every shell have it."""
     try:
-        os.execve("/bin/sh", ["/bin/sh", *words], os.environ)
+        os.execve("/bin/sh", ["/bin/sh", *words], environment)
     except OSError:
         return
 
@@ -144,8 +165,7 @@ def _serve(request: "Request", channel: int) -> "NoReturn":
     from guest import server
 
     os.umask(0o022)
-    os.environ.clear()
-    os.environ.update(request["env"])
+    _take_environment(request["env"])
     try:  # noqa: SIM105 - contextlib is one more module to load
         os.chdir(request["cwd"])
     except OSError:
@@ -167,9 +187,13 @@ def _prepare(request: "Request", channel: int) -> None:
     Says R when done, or E and why not.
     """
     try:
-        _ordinary_interpreter()
+        _become_ordinary()
         for name in (*_OWN_NEEDS, *request["preload"]):
-            __import__(name)
+            __import__(name)  # under the zygote's environment, which holds libraries to one thread
+        _take_environment(request["env"])
+        _keep_nothing_of_ours()
+        ending.remember()
+        _rehearse()
         import gc
 
         gc.collect()
@@ -180,19 +204,46 @@ def _prepare(request: "Request", channel: int) -> None:
     os.write(channel, b"R")
 
 
+def _rehearse() -> None:
+    """Do once what every run will do, so that the interpreter's caches are filled in the original
+    and need not be written in each copy."""
+    for _ in range(3):
+        text, _ = _scan(json.dumps({"code": "print(1)\n", "args": [], "seed": None}), 0)
+        main, out, argv, path = sys.modules["__main__"], sys.stdout, sys.argv[:], sys.path[:]
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.dup(1), "w")))
+        try:
+            _after_copy(None)
+            sys.argv[:] = ["-c", *text["args"]]
+            sys.path.insert(0, "")
+            _execute_main(text["code"])
+            ending.rehearse()
+        finally:
+            sys.stdout.close()
+            sys.modules["__main__"], sys.stdout, sys.argv[:], sys.path[:] = main, out, argv, path
+    sys.modules["linecache"].cache.clear()
+
+
 _ordinary = False
 
 
-def _ordinary_interpreter() -> None:
-    """Undo `-I -S`: site packages, and flags as a plain `python` shows them."""
+def _become_ordinary() -> None:
+    """Undo `-I -S`: site packages, flags as a plain `python` shows them, streams of its own."""
     global _ordinary
     if _ordinary:
         return
     _ordinary = True
     sys.flags = _Flags(sys.flags)
+    sys.dont_write_bytecode = False
+    _new_standard_streams()
     import site
 
     site.main()
+
+
+def _keep_nothing_of_ours() -> None:
+    """The program sees no module of the guest."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
+        del sys.modules[name]
 
 
 class _Flags(_Values):
@@ -222,10 +273,12 @@ def _run(request: "Request", streams: "List[int]") -> None:
     if failed is not None:
         os._exit(failed)
     os.close(3)
-    _new_standard_streams()
-    sys.dont_write_bytecode = False
+    _take_environment(request["env"])
+    if not _ordinary:
+        _become_ordinary()
+        _keep_nothing_of_ours()
+        ending.remember()
     try:
-        _ordinary_interpreter()
         for name in request["preload"]:
             __import__(name)
     except ImportError:
@@ -233,9 +286,6 @@ def _run(request: "Request", streams: "List[int]") -> None:
     _after_copy(request.get("seed"))
     sys.argv[:] = ["-c", *request["args"]]
     sys.path.insert(0, "")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
-        del sys.modules[name]
-    ending.remember()
     status: object = None
     try:
         _execute_main(request["code"])
@@ -249,9 +299,6 @@ def _run(request: "Request", streams: "List[int]") -> None:
 
 
 def _execute_main(source: str) -> None:
-    import builtins
-    import types
-
     module = types.ModuleType("__main__")
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
@@ -290,10 +337,25 @@ def _remember_lines(name: str, source: str) -> None:
 
 
 def _new_standard_streams() -> None:
-    """Streams over what 0 to 2 now are; the interpreter's own were made over something else."""
+    """Streams over 0 to 2; the interpreter's own were made over something else.
+
+    Those of a zygote are for processes that have pipes there, and it has not: a stream asks once.
+    """
+    pipes = os.pipe()
+    kept = [os.dup(number) for number in range(3)] if _is_null(1) else []
+    for number in range(len(kept)):
+        os.dup2(pipes[min(number, 1)], number)
     sys.stdin = sys.__stdin__ = _stream(0, "r", "strict", False)
     sys.stdout = sys.__stdout__ = _stream(1, "w", "strict", False)
     sys.stderr = sys.__stderr__ = _stream(2, "w", "backslashreplace", True)
+    for number, descriptor in enumerate(kept):
+        os.dup2(descriptor, number)
+    for descriptor in (*kept, *pipes):
+        os.close(descriptor)
+
+
+def _is_null(number: int) -> bool:
+    return os.path.samestat(os.fstat(number), os.stat("/dev/null"))
 
 
 def _stream(number: int, mode: str, errors: str, by_line: bool) -> "io.TextIOWrapper[Any]":
@@ -309,15 +371,35 @@ def _stream(number: int, mode: str, errors: str, by_line: bool) -> "io.TextIOWra
 
 
 def _after_copy(seed: "Optional[int]") -> None:
-    """What a fork would have renewed: the copy is not a child that Python knows of."""
-    threading = sys.modules.get("threading")
+    """What a fork would have renewed: the copy is not a child that Python knows of.
+
+    What is imported later is as new as it can be, unless a seed is wanted.
+    """
+    loaded = sys.modules
+    threading = loaded.get("threading")
     if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
         threading.main_thread()._set_native_id()
-    random = sys.modules.get("random")  # imported later, it is as new as it can be
-    if random is None and seed is not None:
+    if seed is not None:
         import random
-    if random is not None:
+
         random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(None if seed is None else seed % 2**32)
+    elif "random" in loaded:
+        own = loaded["random"]._inst
+        _random_seed(own)
+        own.gauss_next = None
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed(None if seed is None else seed % 2**32)
+    if "torch" in loaded:
+        loaded["torch"].manual_seed(int.from_bytes(os.urandom(7), "big") if seed is None else seed)
+    if "ssl" in loaded:
+        # It tells a copy from its original by the process id, which is the same here.
+        loaded["ssl"].RAND_add(os.urandom(48), 48.0)
+    if "uuid" in loaded:
+        setattr(loaded["uuid"], "_last_timestamp", None)  # noqa: B010 - not in its type
+
+
+def _random_seed(generator: "Any") -> None:
+    """From the system, as `seed()` does, without what that looks at first."""
+    import _random
+
+    _random.Random.seed(generator)

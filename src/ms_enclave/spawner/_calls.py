@@ -37,6 +37,8 @@ __all__ = [
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
+    "NO_CAPABILITIES",
+    "TREE_COPY",
     "call",
     "capabilities",
     "child_events",
@@ -47,11 +49,13 @@ __all__ = [
     "mount",
     "mount_setattr",
     "move_mount",
+    "number",
     "open_tree",
     "openat2",
     "pidfd_open",
     "pivot_root",
     "prctl",
+    "program_header",
     "reconfigure",
     "set_listening_seccomp",
     "set_seccomp",
@@ -62,13 +66,17 @@ __all__ = [
 _X86 = platform.machine() == "x86_64"
 _NUMBERS = (
     {
-        "capset": 126, "clone": 56, "mount": 165, "pivot_root": 155, "prctl": 157, "seccomp": 317,
-        "setns": 308, "umount2": 166, "signalfd4": 289, "utimensat": 280,
+        "capset": 126, "chdir": 80, "clone": 56, "ioctl": 16, "mount": 165, "openat": 257,
+        "pivot_root": 155, "prctl": 157, "sched_setaffinity": 203, "seccomp": 317,
+        "sethostname": 170, "setns": 308, "setresgid": 119, "setresuid": 117, "setsid": 112,
+        "signalfd4": 289, "socket": 41, "umount2": 166, "utimensat": 280, "write": 1,
     }
     if _X86
     else {
-        "capset": 91, "clone": 220, "mount": 40, "pivot_root": 41, "prctl": 167, "seccomp": 277,
-        "setns": 268, "umount2": 39, "signalfd4": 74, "utimensat": 88,
+        "capset": 91, "chdir": 49, "clone": 220, "ioctl": 29, "mount": 40, "openat": 56,
+        "pivot_root": 41, "prctl": 167, "sched_setaffinity": 122, "seccomp": 277,
+        "sethostname": 161, "setns": 268, "setresgid": 149, "setresuid": 147, "setsid": 157,
+        "signalfd4": 74, "socket": 198, "umount2": 39, "utimensat": 88, "write": 64,
     }
 )  # fmt: skip
 _NUMBERS.update(
@@ -100,6 +108,8 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _O_CLOEXEC = os.O_CLOEXEC
+TREE_COPY = _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
+"""Flags of `open_tree`: a detached copy of what is mounted at a path and below it."""
 _FSCONFIG_FLAG, _FSCONFIG_STRING, _FSCONFIG_FD, _FSCONFIG_CREATE, _FSCONFIG_RECONFIGURE = (
     0,
     1,
@@ -124,6 +134,11 @@ def call(name: str, *arguments: int | bytes | None) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
     return result
+
+
+def number(name: str) -> int:
+    """A system call's number on this machine."""
+    return _NUMBERS[name]
 
 
 def clone(flags: int) -> int:
@@ -159,26 +174,35 @@ def capabilities() -> int:
         return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
 
 
+NO_CAPABILITIES = (struct.pack("=Ii", 0x20080522, 0), bytes(24))
+"""The arguments of `capset` that empty the permitted, effective and inheritable sets."""
+
+
 def drop_all_capabilities() -> None:
     """Empty the permitted, effective and inheritable sets of the calling thread."""
-    call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+    call("capset", *NO_CAPABILITIES)
+
+
+def program_header(program: bytes) -> bytes:
+    """The struct sock_fprog of a classic BPF program, which has to live as long as it is used."""
+    space = ctypes.create_string_buffer(program, len(program))
+    _programs[program] = space
+    return struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(space))
+
+
+_programs: dict[bytes, ctypes.Array[ctypes.c_char]] = {}
 
 
 def set_seccomp(program: bytes) -> None:
     """Install a classic BPF program (an array of struct sock_filter) for good."""
     prctl(38, 1)  # NO_NEW_PRIVS
-    _set_filter(program, 0)
+    call("seccomp", 1, 0, program_header(program))  # SET_MODE_FILTER
 
 
 def set_listening_seccomp(program: bytes) -> int:
     """The same for one that hands calls over; the descriptor on which they are heard."""
-    return _set_filter(program, 8)  # FILTER_FLAG_NEW_LISTENER
-
-
-def _set_filter(program: bytes, flags: int) -> int:
-    space = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(space))
-    return call("seccomp", 1, flags, header)  # SET_MODE_FILTER
+    prctl(38, 1)
+    return call("seccomp", 1, 8, program_header(program))  # FILTER_FLAG_NEW_LISTENER
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -207,7 +231,7 @@ def open_tree(path: str, *, links: bool = True) -> int:
     Without `links` none is followed anywhere in the path (ELOOP): for what was resolved before,
     and somebody may have changed since.
     """
-    flags = _OPEN_TREE_CLONE | _O_CLOEXEC | _AT_RECURSIVE
+    flags = TREE_COPY
     if links:
         return call("open_tree", _AT_FDCWD, os.fsencode(path), flags)
     found = openat2(_AT_FDCWD, os.fsencode(path), os.O_PATH | _O_CLOEXEC, 0x04)  # NO_SYMLINKS

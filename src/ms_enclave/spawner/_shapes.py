@@ -27,6 +27,7 @@ __all__ = [
     "ProcessRequest",
     "RenewRequest",
     "ResourceLimits",
+    "RunRequest",
     "SignalRequest",
     "SpawnRequest",
     "StarterRow",
@@ -96,10 +97,12 @@ class Plan(TypedDict):
     volumes: list[BindRow]
     late: list[PlaceRow]
     work: str
+    environment: dict[str, str]
     slots: int
     hostname: str
     filter: str
     init_filter: str
+    reaper_filter: str
     instance: str
     package: str
     spare_slots: int
@@ -192,6 +195,10 @@ class SpawnRequest(BoxRequest):
     inodes: int
     preload: list[str]
     rlimits: dict[str, list[int]]
+
+
+class RunRequest(OpenRequest, SpawnRequest):
+    """Start a process in a sandbox of its own."""
 
 
 class ProcessRequest(TypedDict):

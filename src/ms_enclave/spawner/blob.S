@@ -10,8 +10,17 @@
  *              r14  rseq area (0: none)      r15  rseq signature << 32 | length
  *              rbx  gid << 32 | uid (0: one-id map, no change of ids)
  *              rsi  where libc keeps the thread id, for CLONE_CHILD_SETTID
+ *              rdx  flags of the clone: with or without CLONE_VM
  *        out   rax  pid of the kernel process, or -errno
  *   kernel's part (reached only through the clone above): out rax 0x600d, or -errno.
+ *
+ *   +script  (ENTRY_SCRIPT) the setting up of a slot's init; runs in the copy of a process that has
+ *        nothing but this page and its steps:
+ *        in    r15  the first step: eight words: number (negative: the end), six arguments, and
+ *                   where the result goes (0: nowhere; bit 0: it may fail)
+ *              r14  the set of signals to wait for: SIGCHLD
+ *        out   rax  0x600d, or -errno and r15 the step that failed
+ *        resumed after that it reaps for ever.
  */
 .intel_syntax noprefix
 .globl blob, blob_end
@@ -43,8 +52,8 @@ blob:
   syscall
   test eax, eax
   js fail
-  mov eax, 56                   /* clone(VM | SIGHAND | PARENT | CHILD_SETTID | SIGCHLD) */
-  mov edi, 0x01008911
+  mov eax, 56                   /* clone */
+  mov edi, edx
   xor esi, esi
   xor edx, edx
   xor r8d, r8d
@@ -190,6 +199,50 @@ child:
   int3
 fail:
   int3
+.balign 16
+script:
+  mov rax, [r15]
+  test rax, rax
+  js ready
+  mov rdi, [r15 + 8]
+  mov rsi, [r15 + 16]
+  mov rdx, [r15 + 24]
+  mov r10, [r15 + 32]
+  mov r8, [r15 + 40]
+  mov r9, [r15 + 48]
+  syscall
+  mov rbx, [r15 + 56]
+  cmp rax, -4096
+  ja 2f
+  and rbx, -2
+  jz 1f
+  mov [rbx], rax
+1:
+  add r15, 64
+  jmp script
+2:
+  test bl, 1
+  jnz 1b
+  int3
+ready:
+  mov eax, 0x600d
+  int3
+reap:
+  mov eax, 61                   /* wait4(-1, 0, WNOHANG | __WALL, 0) */
+  mov rdi, -1
+  xor esi, esi
+  mov edx, 0x40000001
+  xor r10d, r10d
+  syscall
+  test eax, eax
+  jg reap
+  mov eax, 128                  /* rt_sigtimedwait({SIGCHLD}, 0, 0, 8) */
+  mov rdi, r14
+  xor esi, esi
+  xor edx, edx
+  mov r10d, 8
+  syscall
+  jmp reap
 .balign 8
 cap_header: .long 0x20080522, 0
 cap_data:   .long 0, 0, 0, 0, 0, 0

@@ -1,16 +1,18 @@
 """A stopped process whose memory is copied into slots, and the one primitive: `instantiate`.
 
 A carrier lives in the station's namespaces with the station's capabilities and never runs: it only
-makes, under ptrace, the calls it is told to. A copy of it enters a slot, gives up everything it
+makes, under ptrace, the calls it is told to. A child of it enters a slot, gives up everything it
 held, and becomes a process of the sandbox that goes on where the carrier was parked: in a read of
 descriptor 3. See `blob.S` for the calls and their order.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 
+from . import _calls as calls
 from . import tracer
 from .blob import BLOB, ENTRY_CARRIER, KERNEL_DONE
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["Carrier", "check_walls", "instantiate", "within"]
+__all__ = ["Carrier", "check_walls", "instantiate", "instantiate_with_shadow", "within"]
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
+_PIDFD_OPEN, _SETNS, _CLOSE_RANGE = 434, 308, 436
 _CLONE_PARENT_CHILD = 0x8000 | 17
+_BIRTH = 0x01008000 | 17  # CLONE_CHILD_SETTID, CLONE_PARENT
+_CLONE_SHARED = 0x900  # CLONE_VM, CLONE_SIGHAND
 _PAGE = 4096
 _THREAD_ID_OFFSET = 0x2D0  # glibc's struct pthread.tid, x86-64; checked, never trusted
 _THREAD_AREA = 0x800
@@ -99,51 +104,112 @@ def instantiate(
     group: Group,
     limits: ResourceLimits,
     processors: set[int],
-    *,
-    keep: bool = False,
-) -> tuple[int, int]:
+) -> int:
     """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
 
-    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group;
+    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group,
+    which the stopped copy joins before it owns a page of its own;
     `limits` maps RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
-    Returns its pid and that of its own carrier, stopped, which shares its memory and is the
-    caller's to kill; unless told to keep it, 0: it is gone before the process runs, because the
-    kernel charges memory to the group of whoever had it first.
     Raises tracer.TraceError or OSError, tracer.InterferedError if somebody in the slot killed it
-    before it was made, and then nothing is left running.
+    before it was made, and then nothing of it is left running.
     """
+    kernel = _bear(carrier.pid, carrier, slot, channel, user, _BIRTH)
+    try:
+        group.admit(kernel)
+        _let_go(kernel, carrier, slot, user, group, limits, processors)
+    except BaseException as error:
+        tracer.end_made(kernel, 0, error)
+        raise
+    return kernel
+
+
+def instantiate_with_shadow(
+    carrier: Carrier,
+    slot: Slot,
+    channel: int,
+    user: User,
+    group: Group,
+    limits: ResourceLimits,
+    processors: set[int],
+) -> tuple[int, int]:
+    """The same, and a carrier of it: a stopped process outside that shares its memory, from which
+    copies of it can be made, and which is the caller's to kill."""
     shadow = carrier.copy()
     kernel = None
     try:
-        group.admit(shadow, stays=keep)
-        registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
-        registers.rip = carrier.page + ENTRY_CARRIER
-        registers.rax, registers.orig_rax = 0, 2**64 - 1
-        registers.r12, registers.r13 = slot.init, channel
-        registers.r14 = carrier.state.rseq_pointer
-        registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
-        registers.rbx = user[1] << 32 | user[0]
-        registers.rsi = carrier.thread_id
-        result, kernel = tracer.run_page(shadow, carrier.page, registers)
-        if result < 0 or kernel is None:
-            raise OSError(-result, f"entering a slot: {os.strerror(-result)}")
-        result, _ = tracer.run_page(kernel, carrier.page, None)
-        if result != KERNEL_DONE:
-            raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
-        for kind, pair in limits.items():
-            resource.prlimit(kernel, kind, within(pair, resource.prlimit(kernel, kind)[1]))
-        os.sched_setaffinity(kernel, processors)
-        check_walls(kernel)
-        group.settle(kernel, slot.outside(user))
-        tracer.load_state(kernel, carrier.state)
-        if not keep:
-            gone, shadow = shadow, 0
-            tracer.kill(gone)
-        tracer.detach(kernel)
+        group.admit(shadow, stays=True)
+        kernel = _bear(shadow, carrier, slot, channel, user, _BIRTH | _CLONE_SHARED)
+        _let_go(kernel, carrier, slot, user, group, limits, processors)
     except BaseException as error:
         tracer.end_made(kernel or 0, shadow, error)
         raise
     return kernel, shadow
+
+
+def _bear(source: int, carrier: Carrier, slot: Slot, channel: int, user: User, flags: int) -> int:
+    """A child of `source`, whose memory no untrusted task maps, in the slot's pid namespace."""
+    registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
+    registers.rip = carrier.page + ENTRY_CARRIER
+    registers.rax, registers.orig_rax = 0, 2**64 - 1
+    registers.r12, registers.r13 = slot.init, channel
+    registers.r14 = carrier.state.rseq_pointer
+    registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
+    registers.rbx = user[1] << 32 | user[0]
+    registers.rsi = carrier.thread_id
+    registers.rdx = flags
+    made: int | None = None
+    try:
+        result, made = tracer.run_page(source, carrier.page, registers)
+        if made is None and result < 0:
+            _come_back(source, carrier)
+            raise OSError(-result, f"entering a slot: {os.strerror(-result)}")
+        if made is None or result < 0:
+            raise tracer.TraceError(f"entering a slot: {os.strerror(-result)}")
+    except tracer.TraceError as error:
+        if error.pid not in (0, source):  # what was born was killed at once
+            tracer.run_page(source, carrier.page, None)
+            tracer.end_made(error.pid, 0, error)
+            raise
+        if made is not None:
+            tracer.kill(made)
+        tracer.kill(source)  # nobody knows how far it came: it is made anew
+        raise
+    return made
+
+
+def _come_back(source: int, carrier: Carrier) -> None:
+    """Undo what a birth has done before it failed: the next children are to be born outside."""
+    own = _expect(source, carrier.state, carrier.page, _PIDFD_OPEN, 1, 0)
+    _expect(source, carrier.state, carrier.page, _SETNS, own, calls.CLONE_NEWPID)
+    _expect(source, carrier.state, carrier.page, _CLOSE_RANGE, 4, 2**32 - 1, 0)
+
+
+def _let_go(
+    kernel: int,
+    carrier: Carrier,
+    slot: Slot,
+    user: User,
+    group: Group,
+    limits: ResourceLimits,
+    processors: set[int],
+) -> None:
+    """Have a new process give up all that a slot must not have, look at it, and let it run."""
+    result, _ = tracer.run_page(kernel, carrier.page, None)
+    if result != KERNEL_DONE:
+        raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
+    for kind, pair in limits.items():
+        resource.prlimit(kernel, kind, within(pair, _hard_limit(kind)))
+    os.sched_setaffinity(kernel, processors)
+    check_walls(kernel)
+    group.settle(kernel, slot.outside(user))
+    tracer.load_state(kernel, carrier.state)
+    tracer.detach(kernel)
+
+
+@functools.cache
+def _hard_limit(kind: int) -> int:
+    """What the station has, and every copy of a carrier with it."""
+    return resource.getrlimit(kind)[1]
 
 
 def within(pair: tuple[int, int], most: int) -> tuple[int, int]:

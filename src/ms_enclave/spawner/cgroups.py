@@ -47,6 +47,8 @@ but not both; the groups of stations are beside it."""
 _VERSION_1 = ("memory", "pids", "cpu", "cpuacct")
 _VERSION_2 = ("memory", "pids", "cpu")
 _ROUNDS = 10
+_MOST_SPARE = 64
+_RESIDUE = 1 << 20  # bytes that the kernel may keep charged to an empty group
 _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth controller
 
 
@@ -328,6 +330,10 @@ class Station:
         controllers = {name: h for h in self.hierarchies for name in h.controllers}
         self.controllers = controllers
         self.killing = next((h for h in self.hierarchies if h.version == 2), None)
+        self.renewable = all(h.version == 1 or not h.controllers for h in self.hierarchies)
+        """Version 2 has books that cannot be closed, such as `memory.peak`."""
+        self.spare: list[Group] = []
+        self.lent = 0
 
     @property
     def complete(self) -> bool:
@@ -352,6 +358,36 @@ class Station:
     def group(self, name: str) -> Group:
         return Group(self, name)
 
+    def lend(
+        self, memory: int | None = None, pids: int | None = None, cpu: float | None = None
+    ) -> Group:
+        """A group for a sandbox, with these limits: one that was used before, if there is one whose
+        books could be made like new."""
+        found = _take(self.spare, (memory, pids, cpu))
+        if found is None:
+            self.lent += 1
+            found = Group(self, f"box-{self.lent}")
+            found.lent = True
+            found.limit_or_remove(memory, pids, cpu)
+        return found
+
+    def take_back(self, group: Group) -> bool:
+        """Keep a group for the next sandbox, or remove it; False while somebody is in it."""
+        if not group.lent or not group.renew():
+            return group.remove()
+        self.spare.append(group)
+        if len(self.spare) > _MOST_SPARE:
+            self.spare.pop(0).remove()
+        return True
+
+
+def _take(groups: list[Group], limits: tuple[int | None, int | None, float | None]) -> Group | None:
+    """The last one with these limits out of a list."""
+    for index in reversed(range(len(groups))):
+        if groups[index].limits == limits:
+            return groups.pop(index)
+    return None
+
 
 class Group:
     """A sandbox's group, or a run's below it, in every hierarchy at once."""
@@ -360,22 +396,80 @@ class Group:
         self.station = station
         self.name = name
         self._entries: list[int] = []
-        self.children = 0
+        self._late: tuple[int, list[int]] | None = None
+        self._before = Figures()
+        self._children: list[Group] = []
+        self._spare: list[Group] = []
+        self._parent: Group | None = None
+        self._made = 0
+        self.lent = False
+        self.limits: tuple[int | None, int | None, float | None] = (None, None, None)
         for hierarchy in station.hierarchies:
             os.mkdir(name, dir_fd=hierarchy.descriptor)
 
-    def child(self) -> Group:
-        """A group below this one, for one run."""
-        if not self.children:
+    def child(
+        self, memory: int | None = None, pids: int | None = None, cpu: float | None = None
+    ) -> Group:
+        """A group below this one with limits of its own, for one run."""
+        found = _take(self._spare, (memory, pids, cpu))
+        if found is not None:
+            return found
+        if not self._children:
             for hierarchy in self.station.hierarchies:
                 if hierarchy.version == 2 and hierarchy.controllers:
                     text = " ".join(f"+{name}" for name in hierarchy.controllers)
                     self._write(hierarchy, "cgroup.subtree_control", text)
-        self.children += 1
-        return Group(self.station, f"{self.name}/{self.children}")
+        self._made += 1
+        made = Group(self.station, f"{self.name}/{self._made}")
+        made._parent = self
+        self._children.append(made)
+        made.limit_or_remove(memory, pids, cpu)
+        return made
+
+    def put_away(self) -> bool:
+        """A run is over: keep its group for the next one of the sandbox, or remove it."""
+        parent = self._parent
+        if parent is None:
+            return self.remove()
+        if not parent._spare and self._renew_own():
+            parent._spare.append(self)
+            return True
+        return self.remove()
+
+    def renew(self) -> bool:
+        """Make it as a new one is, with the group of one run below; False where that cannot be."""
+        if len(self._children) > 1 or not all(child._renew_own() for child in self._children):
+            return False
+        self._spare = list(self._children)
+        return self._renew_own()
+
+    def _renew_own(self) -> bool:
+        if not self.station.renewable or not self.empty():
+            return False
+        if hierarchy := self._with("memory"):
+            if int(self._read(hierarchy, "memory.usage_in_bytes")) > _RESIDUE:
+                return False
+            self._write(hierarchy, "memory.max_usage_in_bytes", "0")
+        if (hierarchy := self._with("pids")) and self._read(hierarchy, "pids.peak").strip() not in (
+            "", "0", "1",
+        ):  # fmt: skip
+            return False
+        if hierarchy := self._with("cpuacct"):
+            self._write(hierarchy, "cpuacct.usage", "0")
+        self._before = self._count_events(Figures())
+        return True
+
+    def limit_or_remove(self, memory: int | None, pids: int | None, cpu: float | None) -> None:
+        """Set the limits of a new group. Raises OSError, and then it is gone."""
+        try:
+            self.limit(memory=memory, pids=pids, cpu=cpu)
+        except BaseException:
+            self.remove()
+            raise
 
     def limit(self, *, memory: int | None, pids: int | None, cpu: float | None) -> None:
         """Set limits: bytes, processes, cores. None leaves one as it is."""
+        self.limits = (memory, pids, cpu)
         if memory is not None and (hierarchy := self._with("memory")):
             if hierarchy.version == 1:
                 self._write(hierarchy, "memory.limit_in_bytes", str(memory))
@@ -419,18 +513,24 @@ class Group:
         host root and that user himself move it, and asks who opened the file; version 2 asks whose
         the groups are, which is the station.
         """
-        late = [hierarchy for hierarchy in self.station.hierarchies if hierarchy.late]
-        first = [hierarchy for hierarchy in late if hierarchy.version == 1]
-        entries = [
-            self._open(hierarchy, "cgroup.procs", os.O_WRONLY)
-            for hierarchy in late
-            if hierarchy.version == 2
-        ]
-        for entry in entries + self._open_as(first, "cgroup.procs", user):
-            try:
-                os.write(entry, str(pid).encode())
-            finally:
+        if self._late is None or self._late[0] != user:
+            self._close_late()
+            late = [hierarchy for hierarchy in self.station.hierarchies if hierarchy.late]
+            entries = [
+                self._open(hierarchy, "cgroup.procs", os.O_WRONLY)
+                for hierarchy in late
+                if hierarchy.version == 2
+            ]
+            first = [hierarchy for hierarchy in late if hierarchy.version == 1]
+            self._late = user, entries + self._open_as(first, "cgroup.procs", user)
+        for entry in self._late[1]:
+            os.write(entry, str(pid).encode())
+
+    def _close_late(self) -> None:
+        if self._late is not None:
+            for entry in self._late[1]:
                 os.close(entry)
+        self._late = None
 
     def _open_as(self, hierarchies: list[Hierarchy], file: str, user: int) -> list[int]:
         if user == 0 or not hierarchies:
@@ -447,21 +547,30 @@ class Group:
             calls.prctl(1, 9)
 
     def figures(self) -> Figures:
-        figures = Figures()
+        figures = self._count_events(Figures())
+        figures.refused_forks -= self._before.refused_forks
+        figures.oom_kills -= self._before.oom_kills
         if hierarchy := self._with("memory"):
             first = hierarchy.version == 1
-            figures.oom_kills = self.oom_kills()
             peak = self._read(hierarchy, "memory.max_usage_in_bytes" if first else "memory.peak")
             figures.peak_memory = int(peak) if peak else None
         if hierarchy := self._with("pids"):
-            figures.refused_forks = _number(self._read(hierarchy, "pids.events"), "max")
             most = self._read(hierarchy, "pids.peak")  # since Linux 6.1
             figures.processes = int(most) if most else None
         figures.cpu = self.cpu()
         return figures
 
+    def _count_events(self, figures: Figures) -> Figures:
+        figures.oom_kills = self._all_oom_kills()
+        if hierarchy := self._with("pids"):
+            figures.refused_forks = _number(self._read(hierarchy, "pids.events"), "max")
+        return figures
+
     def oom_kills(self) -> int:
         """How many of its processes the kernel has ended for want of memory."""
+        return self._all_oom_kills() - self._before.oom_kills
+
+    def _all_oom_kills(self) -> int:
         if hierarchy := self._with("memory"):
             file = "memory.oom_control" if hierarchy.version == 1 else "memory.events"
             return _number(self._read(hierarchy, file), "oom_kill")
@@ -491,20 +600,25 @@ class Group:
         for entry in self._entries:
             os.close(entry)
         self._entries = []
+        self._close_late()
 
     def remove(self) -> bool:
         """Remove it and its children; False while the kernel still counts somebody in it."""
         self.close()
-        for number in range(1, self.children + 1):
-            if not self._remove(f"{self.name}/{number}"):
+        for child in list(self._children):
+            if not child.remove():
                 return False
-        return self._remove(self.name)
+        if not self._remove():
+            return False
+        if self._parent is not None:
+            self._parent._children.remove(self)
+        return True
 
-    def _remove(self, name: str) -> bool:
+    def _remove(self) -> bool:
         gone = True
         for hierarchy in self.station.hierarchies:
             try:
-                os.rmdir(name, dir_fd=hierarchy.descriptor)
+                os.rmdir(self.name, dir_fd=hierarchy.descriptor)
             except FileNotFoundError:
                 continue
             except OSError:

@@ -37,6 +37,7 @@ _END_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
 _MOST_NOTE = 1 << 24
+_INLINE = 1 << 15  # what a socket surely takes in one piece
 
 _left: list[subprocess.Popen[bytes]] = []
 """Launchers that outlive us: `Popen` complains of one that is collected before it has ended."""
@@ -210,17 +211,13 @@ class StationClient:
             SandboxLostError: the station is gone or does not answer.
             SandboxStartError: it could not do it; says which step failed.
         """
-        ours = self._socket
-        if ours is None:
-            raise SandboxLostError("The station has ended")
         number = next(self._numbers)
         packet = _packet({"q": number, "op": operation, **fields})
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             with anyio.fail_after(_ANSWER_SECONDS):
-                async with self._sending:
-                    await _send(ours, packet, descriptors)
+                await self._deliver(packet, descriptors)
                 row = await answer
         except TimeoutError:
             raise SandboxLostError("The station does not answer") from None
@@ -231,6 +228,20 @@ class StationClient:
         if "error" in row:
             raise SandboxStartError(f"The sandbox could not do it: {row['error']['text']}")
         return row["ok"]
+
+    async def _deliver(self, packet: bytes, descriptors: Sequence[int]) -> None:
+        """Send a packet in its turn. Raises SandboxLostError."""
+        ours = self._socket
+        if ours is None:
+            raise SandboxLostError("The station has ended")
+        if not self._sending.locked():
+            try:
+                socket.send_fds(ours, [packet], list(descriptors))
+                return
+            except OSError:  # full, or gone: what follows finds out
+                pass
+        async with self._sending:
+            await _send(ours, packet, descriptors)
 
     # --- sandboxes and processes ----------------------------------------------------------------
 
@@ -290,6 +301,45 @@ class StationClient:
         process, channel = await self._start(box, kind, document, fields, stdin=stdin)
         channel.close()
         return process
+
+    async def run(
+        self, document: Mapping[str, Any], fields: Mapping[str, Any], limits: Mapping[str, Any],
+        stdin: bytes | None,
+    ) -> StationProcess:  # fmt: skip
+        """Start a process in a fresh sandbox of its own, which ends with it.
+
+        Returns when the request is on its way: what becomes of it, the process's `wait` says.
+        `stdin` is all of its input and must fit into a pipe. Raises SandboxLostError.
+        """
+        process, ours, theirs = self._new_process(stdin=stdin is not None)
+        number = process.number
+        self._boxes[f"run-{number}"] = process.lost
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        answer.add_done_callback(process.not_started)
+        try:
+            with ours, theirs:
+                if stdin is not None and process.input is not None:
+                    os.write(process.input.fileno(), stdin)
+                    process.input.close()
+                send_request(ours, document, process.inner_ends)
+                packet = _packet({
+                    "q": number, "op": "run", "box": f"run-{number}", "kind": "python",
+                    "process": number, "limits": limits, **fields,
+                })  # fmt: skip
+                await self._deliver(packet, [theirs.fileno()])
+        except BaseException:
+            await self._give_up(process)
+            raise
+        finally:
+            process.close_inner_ends()
+        return process
+
+    def forget(self, process: StationProcess) -> None:
+        """A run is over, whatever became of it."""
+        self._processes.pop(process.number, None)
+        self._boxes.pop(f"run-{process.number}", None)
+        self._answers.pop(process.number, None)
 
     async def spawn_guest(
         self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
@@ -402,12 +452,16 @@ def send_request(
 ) -> None:
     """Put a process's first message into its channel, where it waits for the process.
 
-    The request itself goes as a file in memory, so that its size does not matter.
+    A long request goes as a file in memory, so that its size does not matter.
     """
+    content = json.dumps(document).encode()
+    if len(content) <= _INLINE:
+        socket.send_fds(connected, [b"\2", content], list(descriptors))
+        return
     request = os.memfd_create("request")
     try:
         os.set_blocking(request, False)
-        view = memoryview(json.dumps(document).encode())
+        view = memoryview(content)
         while view:
             view = view[os.write(request, view) :]
         socket.send_fds(connected, [b"\1"], [request, *descriptors])
@@ -451,9 +505,10 @@ class StationProcess(Process):
                 os.close(descriptor)
             raise
         out_read, out_write, err_read, err_write, in_read, in_write = opened
-        self.stdout = PipeReader(out_read)
-        self.stderr = PipeReader(err_read)
-        self.stdin = PipeWriter(in_write) if stdin else None
+        self.stdout = out = PipeReader(out_read)
+        self.stderr = err = PipeReader(err_read)
+        self.stdin = self.input = PipeWriter(in_write) if stdin else None
+        self.outputs = (out, err)
         self.inner_ends = (in_read, out_write, err_write)
         for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
             os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
@@ -466,6 +521,35 @@ class StationProcess(Process):
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._exit)
+
+    def not_started(self, answer: asyncio.Future[dict[str, Any]]) -> None:
+        """The station answers a run only where it could not start it."""
+        if self._exit.done() or answer.cancelled():
+            return
+        if answer.exception() is not None:
+            self.fail(SandboxLostError("The station has ended"))
+            return
+        row = answer.result()
+        if "refused" in row.get("ok", {}):
+            self.refused(row["ok"]["refused"])
+        elif "ok" in row:
+            self.killed(row["ok"]["killed"], row["ok"]["cause"])
+        elif "lost" in row:
+            self.fail(SandboxLostError(row["lost"]))
+        else:
+            self.fail(SandboxStartError(f"The sandbox could not do it: {row['error']['text']}"))
+
+    def fail(self, error: Exception) -> None:
+        """There is no end to be heard of: `wait` raises."""
+        if not self._exit.done():
+            self._exit.set_exception(error)
+            self._exit.exception()
+
+    def release(self) -> None:
+        """Close what a run had, when nobody waits for anything of it."""
+        for stream in (*self.outputs, *([self.input] if self.input else [])):
+            stream.close()
+        self._station.forget(self)
 
     async def send_signal(self, signum: int) -> None:
         if not self._exit.done():
@@ -493,9 +577,7 @@ class StationProcess(Process):
             self._exit.exception()  # retrieved, so that nobody warns of it
 
     def lost(self, text: str) -> None:
-        if not self._exit.done():
-            self._exit.set_exception(SandboxLostError(text))
-            self._exit.exception()
+        self.fail(SandboxLostError(text))
 
     def refused(self, cause: str) -> None:
         """What already runs in the sandbox leaves it no room: the program's doing, not ours."""

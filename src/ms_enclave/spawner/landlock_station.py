@@ -407,7 +407,7 @@ class LandlockStation(station.Station):
 
     # --- processes ------------------------------------------------------------------------------
 
-    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer:
+    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
         if box is not None:
             yard = self.yard_of(box)

@@ -29,6 +29,16 @@ class _PipeEnd:
             raise anyio.ClosedResourceError
         return self._descriptor
 
+    def fileno(self) -> int:
+        """The descriptor; -1 when closed."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close it, when nobody waits on it. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     async def aclose(self) -> None:
         """Close it; whoever waits on it gets `ClosedResourceError`. Idempotent."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -39,6 +49,13 @@ class _PipeEnd:
 
 class PipeReader(_PipeEnd, ByteReceiveStream):
     """The reading end of a pipe."""
+
+    def take(self, max_bytes: int = _CHUNK) -> bytes | None:
+        """What is there now: None for nothing yet, no bytes at the end of the stream."""
+        try:
+            return os.read(self._descriptor, max_bytes)
+        except BlockingIOError:
+            return None
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
         while True:

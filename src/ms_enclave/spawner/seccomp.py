@@ -274,6 +274,23 @@ def filter_for(setting: Setting) -> bytes:
     return compile_filter(platform.machine(), setting)
 
 
+@cache
+def reaper_filter() -> bytes:
+    """The program for an init without an interpreter: it waits for children, and nothing else."""
+    audit_number, numbers = ARCHITECTURES[platform.machine()]
+    allowed = [numbers[name] for name in ("wait4", "rt_sigtimedwait", "restart_syscall")]
+    code: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE_AT),
+        (_JUMP_EQUAL, 1, 0, audit_number),
+        (_RETURN, 0, 0, KILL),
+        (_LOAD, 0, 0, _NUMBER_AT),
+        *((_JUMP_EQUAL, len(allowed) - place, 0, n) for place, n in enumerate(allowed)),
+        (_RETURN, 0, 0, KILL),
+        (_RETURN, 0, 0, ALLOW),
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
 def compile_filter(machine: str, setting: Setting) -> bytes:
     """The policy as an array of `struct sock_filter`, for one machine."""
     audit_number, numbers = ARCHITECTURES[machine]

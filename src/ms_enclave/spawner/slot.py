@@ -7,33 +7,29 @@ code of a user runs beside it: it has no capability, takes a filter, and cannot 
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import select
-import signal
 import socket
 import struct
 
 from . import _calls as calls
 from . import survey, tracer
 from .root import STORE
+from .steps import EARLIER, Program, Step, StepError
 from .store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import NoReturn
-
     from ._shapes import Masks, Trees, User
+    from .seed import Forks, Seed
 
     Folder = tuple[str, str, int, tuple[int, int]]  # name, target, mode, owner
 
-__all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "make_slot"]
+__all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "init_steps", "make_slot"]
 
 ROOTLESS_ID = 1000
 _IDS = 65536
-_PATIENCE = 10.0
-_SHARED_MEMORY = "size=64m,nr_inodes=1k,mode=1777"
+_SHARED_MEMORY = b"size=64m,nr_inodes=1k,mode=1777"
 _ATTRIBUTES = calls.MOUNT_NOSUID | calls.MOUNT_NODEV
 _MASKED = (  # shows the host's hardware, users or kernel; not one of them is needed by a program
     "acpi", "asound", "cmdline", "config.gz", "diskstats", "interrupts", "iomem", "kallsyms",
@@ -76,43 +72,22 @@ class Slot:
         return 0 if self.first_id is None else self.first_id + user[0]
 
 
-def make_slot(
-    number: int,
-    root_mode: bool,
-    hostname: str,
-    init_filter: bytes,
-    keep: set[int],
-    masks: Masks,
-    image: str = "",
-) -> Slot:
-    """Make a slot. Raises SlotError, and then nothing of it is left.
-
-    `init_filter` is the seccomp program for the init; `keep` the set of CPUs it may use; `masks`
-    are an empty file and an empty folder to hide things with; `image` is the folder that becomes
-    the slot's root, empty for the station's own.
-    """
-    ready_read, ready_write = os.pipe()
-    go_read, go_write = os.pipe()
+def make_slot(number: int, root_mode: bool, source: Forks | Seed) -> Slot:
+    """Make a slot with an init from `source`. Raises SlotError, and then nothing of it is left."""
+    pid = source.bear()
     try:
-        pid = calls.clone(calls.EVERY_NAMESPACE)
-        if pid == 0:
-            _become_init(root_mode, hostname, init_filter, keep, masks, image, go_read, ready_write)
-        os.close(ready_write)
-        ready_write = -1
         _write_map(pid, number, root_mode)
-        os.write(go_write, b"g")
-        answer = b"init|110"  # ETIMEDOUT
-        if select.select([ready_read], [], [], _PATIENCE)[0]:
-            answer = os.read(ready_read, 4096)
-    finally:
-        for descriptor in (ready_read, go_read, go_write, ready_write):
-            if descriptor >= 0:
-                os.close(descriptor)
-    if answer != b"ready":
+        source.finish(pid)
+        return Slot(pid, number, number * _IDS if root_mode else None)
+    except StepError as error:
         tracer.kill(pid)
-        step, _, number_text = answer.decode().partition("|")
-        raise SlotError(step or "init", int(number_text or 0))
-    return Slot(pid, number, number * _IDS if root_mode else None)
+        raise SlotError(error.step, error.number) from None
+    except tracer.TraceError as error:
+        tracer.kill(pid)
+        raise SlotError(str(error), errno.ESRCH) from None
+    except BaseException:
+        tracer.kill(pid)
+        raise
 
 
 def _write_map(pid: int, number: int, root_mode: bool) -> None:
@@ -125,137 +100,123 @@ def _write_map(pid: int, number: int, root_mode: bool) -> None:
     _put(f"/proc/{pid}/uid_map", line)
 
 
-def _become_init(
-    root_mode: bool,
-    hostname: str,
-    init_filter: bytes,
-    keep: set[int],
-    masks: Masks,
-    image: str,
-    go: int,
-    ready: int,
-) -> NoReturn:
-    """The child's side; never returns."""
-    step = "start"
-    try:
-        for step in _set_up(root_mode, hostname, keep, masks, image, go):  # noqa: B007 - told where it ended
-            pass
-        step = "close_range"
-        os.dup2(ready, 3)
-        calls.close_range(4)
-        step = "give up capabilities"
-        for capability in range(64):
-            try:
-                calls.prctl(24, capability)  # CAPBSET_DROP
-            except OSError:
-                break
-        calls.drop_all_capabilities()
-        calls.prctl(4, 0)  # SET_DUMPABLE: nobody inside reads or traces it
-        step = "seccomp"
-        calls.set_seccomp(init_filter)
-        os.write(3, b"ready")
-        os.close(3)
-        _reap_for_ever()
-    except OSError as error:
-        os.write(
-            3 if step in ("give up capabilities", "seccomp") else ready,
-            f"{step}|{error.errno}".encode(),
-        )
-    finally:
-        os._exit(125)
-
-
-def _set_up(
-    root_mode: bool, hostname: str, keep: set[int], masks: Masks, image: str, go: int
-) -> Iterator[str]:
-    """Everything that needs the slot's capabilities, step by step; yields each step's name."""
-    yield "wait for the id map"
-    if os.read(go, 1) != b"g":
-        raise OSError(32, "the station is gone")
-    os.sched_setaffinity(0, keep)
-    yield "take the slot's ids"
-    user = 0 if root_mode else ROOTLESS_ID
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-    os.setsid()
-    yield "mount /proc"
-    flags = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
-    calls.mount("proc", f"{image}/proc", "proc", flags, "hidepid=2")
-    yield "forbid user namespaces"
-    _put(f"{image}/proc/sys/user/max_user_namespaces", "0")
-    yield "cover parts of /proc"
-    _cover_proc(f"{image}/proc", masks)
-    yield "mount /dev/shm"
-    calls.mount(
-        "tmpfs", f"{image}/dev/shm", "tmpfs", calls.MS_NOSUID | calls.MS_NODEV, _SHARED_MEMORY
-    )
-    yield "mount /dev/pts"
-    calls.mount(
-        "devpts", f"{image}/dev/pts", "devpts", calls.MS_NOSUID | calls.MS_NOEXEC,
-        "newinstance,ptmxmode=0666,mode=0620,max=16",
-    )  # fmt: skip
-    yield "set the host name"
-    socket.sethostname(hostname)
-    yield "bring up the loopback interface"
-    _loopback_up()
-    if image:
-        yield "enter the given root"
-        _enter_root(image)
-    os.chdir("/")
-
-
-def _enter_root(image: str) -> None:
-    """Make a folder with all that is mounted below it the root, and leave the other behind.
-
-    A fresh copy of the mounts, because those that came from the station cannot be moved.
-    """
-    tree = calls.open_tree(image)
-    calls.move_mount(tree, image)
-    os.close(tree)
-    os.chdir(image)
-    calls.pivot_root(".", ".")
-    calls.umount(".")
-
-
-def _cover_proc(proc: str, masks: Masks) -> None:
-    file, folder = masks
-    for name in _MASKED:
-        path = f"{proc}/{name}"
-        if os.path.isdir(path):
-            calls.mount(folder, path, None, calls.MS_BIND)
-        elif os.path.exists(path):
-            calls.mount(file, path, None, calls.MS_BIND)
-    flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID
-    for name in _READ_ONLY:
-        path = f"{proc}/{name}"
-        if os.path.exists(path):
-            calls.mount(path, path, None, calls.MS_BIND)
-            calls.mount(path, path, None, flags | calls.MS_NODEV | calls.MS_NOEXEC)
-
-
-def _loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sH14x", b"lo", 1)  # IFF_UP
-        fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
-
-
-def _reap_for_ever() -> NoReturn:
-    children = frozenset({signal.SIGCHLD})
-    while True:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
-        signal.sigwaitinfo(children)
-
-
 def _put(path: str, text: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(file, text.encode())
     finally:
         os.close(file)
+
+
+def init_steps(
+    root_mode: bool,
+    hostname: str,
+    keep: set[int],
+    masks: Masks,
+    image: str,
+    init_filter: bytes,
+    descriptors: int,
+) -> list[Step]:
+    """What an init does before any code of a user runs beside it.
+
+    `keep` is the set of CPUs it may use; `masks` are an empty file and an empty folder to hide
+    things with; `image` is the folder that becomes the slot's root, empty for the station's own;
+    `init_filter` the seccomp program that it reaps under; it keeps `descriptors` descriptors.
+    """
+    user = 0 if root_mode else ROOTLESS_ID
+    flags = calls.MS_NOSUID | calls.MS_NODEV
+    on_terminals = calls.MS_NOSUID | calls.MS_NOEXEC
+    terminals = b"newinstance,ptmxmode=0666,mode=0620,max=16"
+    return [
+        Step("set its processors", "sched_setaffinity", 0, *_processors(keep)),
+        Step("take the slot's ids", "setresgid", user, user, user),
+        Step("take the slot's ids", "setresuid", user, user, user),
+        Step("take the slot's ids", "setsid"),
+        _mount("proc", f"{image}/proc", "proc", flags | calls.MS_NOEXEC, b"hidepid=2"),
+        *_write("forbid user namespaces", f"{image}/proc/sys/user/max_user_namespaces", b"0"),
+        *_cover_proc(f"{image}/proc", masks),
+        _mount("tmpfs", f"{image}/dev/shm", "tmpfs", flags, _SHARED_MEMORY),
+        _mount("devpts", f"{image}/dev/pts", "devpts", on_terminals, terminals),
+        Step("set the host name", "sethostname", hostname.encode(), len(hostname.encode())),
+        *_loopback_up(),
+        *(_enter_root(image.encode()) if image else ()),
+        Step("enter the root", "chdir", b"/"),
+        Step("close_range", "close_range", descriptors, 2**32 - 1, 0),
+        *_give_up(init_filter),
+    ]
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: bytes | None) -> Step:
+    name = None if kind is None else kind.encode()
+    return Step(
+        f"mount {target}", "mount", os.fsencode(source), os.fsencode(target), name, flags, data
+    )
+
+
+def _write(title: str, path: str, text: bytes) -> list[Step]:
+    return [
+        Step(title, "openat", -100, os.fsencode(path), os.O_WRONLY, 0),
+        Step(title, "write", EARLIER, text, len(text)),
+    ]
+
+
+def _processors(keep: set[int]) -> tuple[int, bytes]:
+    length = max(keep) // 64 * 8 + 8
+    return length, sum(1 << cpu for cpu in keep).to_bytes(length, "little")
+
+
+def _cover_proc(proc: str, masks: Masks) -> list[Step]:
+    """What is there is the same in every /proc, so the station's own is looked at."""
+    file, folder = masks
+    made: list[Step] = []
+    for name in _MASKED:
+        if os.path.exists(f"/proc/{name}"):
+            cover = folder if os.path.isdir(f"/proc/{name}") else file
+            made.append(_mount(cover, f"{proc}/{name}", None, calls.MS_BIND, None))
+    flags = calls.MS_BIND | calls.MS_REMOUNT | calls.MS_RDONLY | calls.MS_NOSUID
+    for name in _READ_ONLY:
+        path = f"{proc}/{name}"
+        if os.path.exists(f"/proc/{name}"):
+            made.append(_mount(path, path, None, calls.MS_BIND, None))
+            made.append(_mount(path, path, None, flags | calls.MS_NODEV | calls.MS_NOEXEC, None))
+    return made
+
+
+def _loopback_up() -> list[Step]:
+    title = "bring up the loopback interface"
+    request = struct.pack("16sH22x", b"lo", 1)  # IFF_UP
+    return [
+        Step(title, "socket", socket.AF_INET, socket.SOCK_DGRAM, 0),
+        Step(title, "ioctl", EARLIER, 0x8914, request),  # SIOCSIFFLAGS
+    ]
+
+
+def _enter_root(image: bytes) -> list[Step]:
+    """Make a folder with all that is mounted below it the root, and leave the other behind.
+
+    A fresh copy of the mounts, because those that came from the station cannot be moved.
+    """
+    title = "enter the given root"
+    return [
+        Step(title, "open_tree", -100, image, calls.TREE_COPY),
+        Step(title, "move_mount", EARLIER, b"", -100, image, 4),  # F_EMPTY_PATH
+        Step(title, "chdir", image),
+        Step(title, "pivot_root", b".", b"."),
+        Step(title, "umount2", b".", 2),  # MNT_DETACH
+    ]
+
+
+def _give_up(init_filter: bytes) -> list[Step]:
+    title = "give up capabilities"
+    with open("/proc/sys/kernel/cap_last_cap") as file:
+        last = int(file.read())
+    return [
+        *(Step(title, "prctl", 24, number, 0, 0, 0) for number in range(last + 1)),  # CAPBSET_DROP
+        Step(title, "capset", *calls.NO_CAPABILITIES),
+        Step(title, "prctl", 4, 0, 0, 0, 0),  # SET_DUMPABLE: nobody inside reads or traces it
+        Step("seccomp", "prctl", 38, 1, 0, 0, 0),  # NO_NEW_PRIVS
+        Step("seccomp", "seccomp", 1, 0, Program(init_filter)),  # SET_MODE_FILTER
+    ]
 
 
 # --- what a sandbox brings into its slot --------------------------------------------------------

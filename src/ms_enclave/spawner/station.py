@@ -28,10 +28,12 @@ if __name__ == "__main__":
 
 from ms_enclave.spawner import _calls as calls
 from ms_enclave.spawner import (
+    ahead,
     alone,
     cgroups,
     network,
     root,
+    seed,
     slot,
     survey,
     tracer,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         PrepareRequest,
         ProcessRequest,
         RenewRequest,
+        RunRequest,
         SignalRequest,
         SpawnRequest,
         StationPlan,
@@ -92,6 +95,12 @@ class Box:
         self.closing: int | None = None
         self.user: User = (0, 0)
         self.kept: alone.Kept | None = None
+        self.ending = False
+        self.once = False
+        """Whether it ends with its first process, and nobody asks for that."""
+
+        self.mourning: list[int] = []
+        """Requests to be told that it is lost, when nothing of it is left."""
 
 
 class Process:
@@ -160,6 +169,8 @@ class Station:
         self.free_numbers = set(range(1, plan["slots"]))
         self.discarded: dict[int, int] = {}
         self.no_spare_before = 0.0
+        self.inits: seed.Forks | seed.Seed | None = None
+        self.ahead = ahead.Ahead(self)
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
         self.zygotes = self.make_zygotes()
@@ -196,6 +207,7 @@ class Station:
         for descriptor in events & own:
             if not self.see_to(descriptor):
                 return False
+        tracer.signals_taken()
         self.reap()
         self.advance_networks(events)
         self.look_after()
@@ -216,7 +228,7 @@ class Station:
         if self.zygotes.bare is None:
             return
         chosen = sorted(self.processors)[os.urandom(1)[0] % len(self.processors)]
-        for pid in (0, self.zygotes.bare.pid):
+        for pid in (0, self.zygotes.bare.pid, self.source().pid):
             os.sched_setaffinity(pid, {chosen})
 
     def rest(self) -> list[tuple[int, int]]:
@@ -238,6 +250,8 @@ class Station:
 
     def patience(self) -> float | None:
         """Milliseconds until something has to be looked at again; None for never."""
+        if tracer.signals_taken():
+            return 0
         if self.leftovers or any(process.ending for process in self.processes.values()):
             return _TICK * 1000
         if self.alone.since is not None:
@@ -247,12 +261,16 @@ class Station:
         if self.zygotes.asked and not self.processes:
             return _IDLE * 1000
         waits = [way.wait for way in self.networks.values() if way.wait is not None]
-        if waits:
-            return min(waits) * 1000
-        few = len(self.spare) < self.plan["spare_slots"]
+        return min(waits) * 1000 if waits else self.leisure()
+
+    def leisure(self) -> float | None:
+        """The same when nothing is under way: until something is to be made ahead, or let go."""
+        few = len(self.spare) < self.plan["spare_slots"] or self.ahead.wants
         if few and time.monotonic() >= self.no_spare_before:
             return _IDLE * 1000
-        return _SPARE_AGAIN * 1000 if few or self.zygotes.preparing else None
+        if few or self.zygotes.preparing:
+            return _SPARE_AGAIN * 1000
+        return None if self.ahead.patience is None else self.ahead.patience * 1000 + 1
 
     def describe(self) -> dict[str, object]:
         return {
@@ -304,16 +322,19 @@ class Station:
     # --- sandboxes ------------------------------------------------------------------------------
 
     def do_open(self, request: OpenRequest, _descriptors: list[int]) -> Answer:
+        return {"ok": self.facts_of(self.open_box(request))}
+
+    def open_box(self, request: OpenRequest, *, once: bool = False) -> Box:
+        """Give a sandbox a slot. One for a single run has no use for layers."""
         limits = request["limits"]
         place = self.take_slot()
         user = self.inner_user(request["user"])
         group: cgroups.Group | None = None
         try:
-            group = self.groups.group(request["box"])
-            group.limit(memory=limits["memory"], pids=limits["pids"], cpu=limits["cpu"])
+            group = self.groups.lend(limits["memory"], limits["pids"], limits["cpu"])
             store = slot.furnish(
                 place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
-                self.volumes(place, user), layers=self.plan["layers"],
+                self.volumes(place, user), layers=self.plan["layers"] and not once,
             )  # fmt: skip
         except BaseException:
             if group is not None:
@@ -324,7 +345,8 @@ class Station:
         self.boxes[box.name] = box
         self.by_init[place.init] = box
         box.user = user
-        return {"ok": self.facts_of(box)}
+        box.once = once
+        return box
 
     def facts_of(self, box: Box) -> dict[str, object]:
         first = box.slot.first_id
@@ -404,14 +426,24 @@ class Station:
             raise slot.SlotError("every slot of this station is in use", 87)  # EUSERS
         number = self.free_numbers.pop()
         try:
-            return slot.make_slot(
-                number, self.plan["root_mode"], self.plan["hostname"],
-                bytes.fromhex(self.plan["init_filter"]), self.processors, root.EMPTY,
-                "" if self.plan["image"] is None else root.IMAGE,
-            )  # fmt: skip
+            return slot.make_slot(number, self.plan["root_mode"], self.source())
         except BaseException:
             self.free_numbers.add(number)
             raise
+
+    def source(self) -> seed.Forks | seed.Seed:
+        """Where inits come from, made at its first use and again when it was killed."""
+        if self.inits is None:
+            plan, traced = self.plan, self.zygotes.bare is not None
+            kind = seed.Seed if traced else seed.Forks
+            steps = slot.init_steps(
+                plan["root_mode"], plan["hostname"], self.processors, root.EMPTY,
+                "" if plan["image"] is None else root.IMAGE,
+                bytes.fromhex(plan["reaper_filter"] if traced else plan["init_filter"]),
+                kind.descriptors,
+            )  # fmt: skip
+            self.inits = kind(steps)
+        return self.inits
 
     def discard(self, place: slot.Slot) -> None:
         """End a slot that no sandbox has."""
@@ -430,7 +462,13 @@ class Station:
 
     def do_list(self, _request: BoxRequest, _descriptors: list[int]) -> Answer:
         """The sandboxes that a last owner left."""
-        return {"ok": {"boxes": [box.name for box in self.boxes.values() if box.closing is None]}}
+        return {
+            "ok": {
+                "boxes": [
+                    box.name for box in self.boxes.values() if box.closing is None and not box.once
+                ]
+            }
+        }
 
     def do_recall(self, request: BoxRequest, descriptors: list[int]) -> Answer:
         """Copy out what a last owner noted of a sandbox; the seconds that it was promised still."""
@@ -454,12 +492,54 @@ class Station:
         self.alone.keeps = False
         return {"ok": {}}
 
-    def do_look(self, request: BoxRequest, _descriptors: list[int]) -> Answer:
+    def do_look(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         """Whether a sandbox is there; one whose init has begun to end is not."""
         box = self.boxes.get(request["box"])
-        if box is None or not survey.is_alive(box.slot.init):
+        if box is None:
             return {"lost": "its init has ended"}
+        if not survey.is_alive(box.slot.init):
+            box.mourning.append(request["q"])
+            return None
         return {"ok": {}}
+
+    def do_run(self, request: RunRequest, descriptors: list[int]) -> Answer | None:
+        """A sandbox for one process. Answered only where that does not start: its end is news."""
+        process = self.ahead.take(request, descriptors)
+        if process is None:
+            answer = self.try_run(request, descriptors[0])
+            return None if isinstance(answer, Process) else answer
+        box = self.boxes.pop(process.box.name)
+        box.name = request["box"]
+        self.boxes[box.name] = box
+        self.processes.pop(process.number)
+        box.processes.pop(process.number)
+        process.number = request["process"]
+        self.processes[process.number] = box.processes[process.number] = process
+        return None
+
+    def begin_run(self, request: RunRequest, channel: int) -> Process:
+        """A run whose program comes later. Raises slot.SlotError or what starting it raises."""
+        answer = self.try_run(request, channel)
+        if not isinstance(answer, Process):
+            raise slot.SlotError("a run could not be begun", errno.ESRCH)
+        return answer
+
+    def try_run(self, request: RunRequest, channel: int) -> Process | Answer | None:
+        box = self.open_box(request, once=True)
+        try:
+            answer = self.do_spawn(request, [channel])
+        except BaseException:
+            self.end(box)
+            raise
+        if request["process"] in self.processes:
+            return self.processes[request["process"]]
+        self.end(box)
+        return answer
+
+    def end(self, box: Box) -> None:
+        """Begin the end of a sandbox: the kernel takes its whole namespace with the init."""
+        box.ending = True
+        os.kill(box.slot.init, signal.SIGKILL)
 
     def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
@@ -473,7 +553,7 @@ class Station:
         box.closing = question
         if box.name in self.networks:
             self.networks[box.name].leave()
-        os.kill(box.slot.init, signal.SIGKILL)  # the kernel takes the whole namespace with it
+        self.end(box)
 
     def closed(self, box: Box) -> None:
         """The init is reaped, so every process of the sandbox is gone."""
@@ -488,14 +568,16 @@ class Station:
         if way is not None:
             way.leave()
             self.leaving.append((way, box.closing))  # answered when its helper is gone, too
-        if box.closing is None:
-            self.send({"event": "lost", "box": box.name, "text": "its init has ended"})
-        elif way is None:
+        for number in box.mourning:
+            self.send({"q": number, "lost": "its init has ended"})
+        if box.closing is not None and way is None:
             self.send({"q": box.closing, "ok": {}})
+        elif box.closing is None and not box.ending:
+            self.send({"event": "lost", "box": box.name, "text": "its init has ended"})
 
     def let_go(self, group: cgroups.Group) -> None:
         """Remove a group, now or when the kernel has forgotten its last process."""
-        if not group.remove():
+        if not self.groups.take_back(group):
             self.leftovers.append((group, time.monotonic() + _GIVE_UP))
 
     def do_prepare(self, request: PrepareRequest, _descriptors: list[int]) -> Answer | None:
@@ -513,14 +595,13 @@ class Station:
 
     # --- processes ------------------------------------------------------------------------------
 
-    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer:
+    def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"lost": "the sandbox is gone"}
         before = {} if self.groups.complete else survey.standing(box.slot)
-        group = box.group.child()
+        group = box.group.child(request["memory"], request["pids"], request["cpu"])
         try:
-            group.limit(memory=request["memory"], pids=request["pids"], cpu=request["cpu"])
             self.bound_store(box, (request["disk"], request["inodes"]))
             user = self.inner_user(request["user"])
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
@@ -535,7 +616,8 @@ class Station:
             if getattr(error, "errno", None) == errno.EAGAIN:
                 return {"ok": {"pid": 0, "refused": "process_limit"}}
             if not survey.is_alive(box.slot.init):
-                return {"lost": "the sandbox's init has ended"}
+                box.mourning.append(request["q"])
+                return None
             if isinstance(error, tracer.InterferedError):
                 cause = "oom" if starved else None
                 return {"ok": {"pid": 0, "killed": error.signal, "cause": cause}}
@@ -546,7 +628,7 @@ class Station:
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
-        return {"ok": {"pid": survey.inner_pid(pid)}}
+        return {"ok": {"pid": 0 if box.once else survey.inner_pid(pid)}}
 
     def choose_processors(self, box: Box, cores: float | None) -> set[int]:
         """Which a process may use: all, or where no group holds its time, as many as it may have
@@ -619,7 +701,14 @@ class Station:
             elif pid in self.discarded:
                 self.free_numbers.add(self.discarded.pop(pid))
             else:
-                self.zygotes.ended(pid)
+                self.helper_ended(pid)
+
+    def helper_ended(self, pid: int) -> None:
+        """What processes are made from was killed: it is made again when it is needed."""
+        if self.inits is not None and pid == self.inits.pid:
+            self.inits = None
+        else:
+            self.zygotes.ended(pid)
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
@@ -688,8 +777,11 @@ class Station:
     def forget(self, process: Process) -> None:
         self.processes.pop(process.number, None)
         process.box.processes.pop(process.number, None)
-        self.bound_store(process.box)
-        process.group.remove()  # one with daemons in it goes when the sandbox does
+        if process.box.once:
+            self.end(process.box)
+        else:
+            self.bound_store(process.box)
+            process.group.put_away()  # one with daemons in it goes when the sandbox does
 
     def look_after(self) -> None:
         now = time.monotonic()
@@ -707,18 +799,27 @@ class Station:
         self.leftovers = [
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]
-        if (
-            self.alone.since is None
-            and len(self.spare) < self.plan["spare_slots"]
-            and now >= self.no_spare_before
-            and not select.select([self.control], [], [], 0)[0]
-        ):
-            try:
-                self.spare.append(self.make_slot())
-            except (OSError, slot.SlotError):
-                # Only a head start is missing; whoever needs a slot will hear why there is none.
-                self.no_spare_before = now + _SPARE_AGAIN
+        if self.alone.since is not None:
+            self.ahead.drop()
+        else:
+            self.ahead.look()
+            self.stock_up(now)
         self.zygotes.give_up_late()
+
+    def stock_up(self, now: float) -> None:
+        """Make one thing ahead of need, if nothing else is asked for."""
+        few = len(self.spare) < self.plan["spare_slots"]
+        wanted = few or self.ahead.wants
+        if not wanted or now < self.no_spare_before or select.select([self.control], [], [], 0)[0]:
+            return
+        try:
+            if self.ahead.wants:
+                self.ahead.begin()
+            else:
+                self.spare.append(self.make_slot())
+        except (OSError, tracer.TraceError, tracer.InterferedError, slot.SlotError):
+            # Only a head start is missing; whoever needs a slot will hear why there is none.
+            self.no_spare_before = now + _SPARE_AGAIN
 
     def is_watched(self, process: Process) -> bool:
         """Limits that no control group holds, or tells of, are held by looking."""

@@ -28,9 +28,11 @@ __all__ = [
     "end_made",
     "kill",
     "load_state",
+    "registers",
     "run_page",
     "save_state",
     "seize_parked",
+    "signals_taken",
     "system_call",
     "wait_for_stop",
 ]
@@ -161,6 +163,23 @@ def _ptrace(request: int, pid: int, address: object = None, data: object = None)
     return result
 
 
+class _Taken:
+    """Whether a SIGCHLD was taken here that may have told of somebody else's end."""
+
+    taken = False
+
+
+def signals_taken() -> bool:
+    """Whether a wait has taken signals since the last call: who listens for them has to look."""
+    taken, _Taken.taken = _Taken.taken, False
+    return taken
+
+
+def _next_signal(seconds: float) -> None:
+    _Taken.taken = True
+    signal.sigtimedwait(_CHILD, seconds)
+
+
 def wait_for_stop(pid: int, seconds: float = STOP_SECONDS) -> int:
     """Wait until `pid` stops and return its wait status. SIGCHLD must be blocked in the caller.
 
@@ -177,7 +196,7 @@ def wait_for_stop(pid: int, seconds: float = STOP_SECONDS) -> int:
         left = deadline - monotonic()
         if left <= 0:
             raise TraceError(f"{pid} did not stop within {seconds} s")
-        signal.sigtimedwait(_CHILD, left)
+        _next_signal(left)
 
 
 def end_made(pid: int, helper: int, error: BaseException) -> None:
@@ -240,7 +259,7 @@ def seize_parked(pid: int, seconds: float = STOP_SECONDS, *, trusted: bool = Tru
         if monotonic() > deadline:
             raise TraceError(f"{pid} does not wait in a system call")
         _ptrace(_CONT, pid)
-        signal.sigtimedwait(_CHILD, 0.0002)
+        _next_signal(0.0002)
         _ptrace(_INTERRUPT, pid)
         wait_for_stop(pid)
 
@@ -264,7 +283,7 @@ def kill(pid: int) -> bool:
             if found and not os.WIFSTOPPED(status):
                 return True
             if not found:
-                signal.sigtimedwait(_CHILD, left)
+                _next_signal(left)
     except (ProcessLookupError, ChildProcessError):
         return True
     return False
@@ -352,24 +371,33 @@ def _resume_to_syscall_stop(pid: int) -> int | None:
             return made
 
 
-def run_page(pid: int, page: int, registers: Registers | None) -> tuple[int, int | None]:
+def registers(pid: int) -> Registers:
+    """The registers of a stopped process."""
+    found = Registers()
+    _ptrace(_GETREGS, pid, None, ctypes.byref(found))
+    return found
+
+
+def run_page(
+    pid: int, page: int, now: Registers | None, seconds: float = STOP_SECONDS
+) -> tuple[int, int | None]:
     """Run code of the page freely until its `int3`; returns rax and a process made on the way.
 
-    Only for memory that no untrusted task maps: nothing is compared here.
+    Only for memory that no untrusted task maps: nothing is compared here. `now` is what it starts
+    with, None for what it has; `seconds` is how long it may take.
     """
-    if registers is not None:
-        _ptrace(_SETREGS, pid, None, ctypes.byref(registers))
+    if now is not None:
+        _ptrace(_SETREGS, pid, None, ctypes.byref(now))
     made: int | None = None
     while True:
         _ptrace(_CONT, pid)
-        status = wait_for_stop(pid)
+        status = wait_for_stop(pid, seconds)
         event = status >> 16
         if event in _NEW_PROCESS:
             made = _new_process(pid)
         elif event != _EVENT_SECCOMP:
             break
-    now = Registers()
-    _ptrace(_GETREGS, pid, None, ctypes.byref(now))
+    now = registers(pid)
     if event or os.WSTOPSIG(status) != signal.SIGTRAP or not page < now.rip <= page + len(BLOB):
         text = f"{pid} left its page: wait status {status:#x} at {now.rip:#x}"
         raise TraceError(text, pid, status)

@@ -153,12 +153,11 @@ class Zygotes:
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            pid, _ = carrier.instantiate(source, place, channel, user, group, limits, processors)
+            return carrier.instantiate(source, place, channel, user, group, limits, processors)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
                 self.ended(source.pid)  # whoever waited for its stop has reaped it
             raise
-        return pid
 
     def _wanted(self, preload: list[str]) -> str:
         """The key of a set of modules; asked for once, it is made in the background when there is
@@ -186,7 +185,6 @@ class Zygotes:
         place = self.station.take_slot()
         group = self.station.groups.group(f"zygote-{place.number}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        message = os.memfd_create("request")
         try:
             group.limit(memory=_IMPORT_MEMORY, pids=_IMPORT_PROCESSES, cpu=None)
             late = [
@@ -198,11 +196,11 @@ class Zygotes:
                 place, self.station.own_mounts, self.plan["work"], _IMPORT_DISK, _IMPORT_FILES,
                 self.user(), late, layers=False,
             ).close()  # fmt: skip
-            os.write(message, json.dumps({"op": "prepare", "preload": json.loads(key)}).encode())
-            socket.send_fds(ours, [b"\1"], [message])
-            kernel, shadow = carrier.instantiate(
+            request = {"op": "prepare", "preload": json.loads(key), "env": self.plan["environment"]}
+            ours.sendall(b"\2" + json.dumps(request).encode())
+            kernel, shadow = carrier.instantiate_with_shadow(
                 self.bare, place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS,
-                self.station.processors, keep=True,
+                self.station.processors,
             )  # fmt: skip
         except (OSError, tracer.TraceError, tracer.InterferedError) as error:
             self.failed[key] = str(error)
@@ -211,7 +209,6 @@ class Zygotes:
             return
         finally:
             theirs.close()
-            os.close(message)
         self.preparing[key] = _Preparation(key, place, group, kernel, shadow, ours)
 
     def user(self) -> User:
@@ -225,6 +222,7 @@ class Zygotes:
             if answer != b"R":
                 raise tracer.TraceError(_reason(answer))
             self.ready[key] = self._checkpoint(preparation)
+            self.station.ahead.let_go()
         except (OSError, tracer.TraceError) as error:
             self.failed[key] = str(error)
         self._finish(key)
@@ -261,6 +259,7 @@ class Zygotes:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
         if self.bare is None:
             raise tracer.TraceError("the zygote was killed")
+        _refuse_threads(preparation.kernel)
         state = tracer.seize_parked(preparation.kernel, trusted=False)
         shadow = carrier.Carrier(
             preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
@@ -289,6 +288,19 @@ class Zygotes:
                 # It may have said why just before, and be reaped before anybody has listened.
                 self.failed[key] = _last_words(preparation.channel)
                 self._finish(key, pid)
+
+
+def _refuse_threads(pid: int) -> None:
+    """Raises tracer.TraceError for a process with more than one: its copies would have the books of
+    the others, and wait for them for ever."""
+    others = [number for number in os.listdir(f"/proc/{pid}/task") if int(number) != pid]
+    names: set[str] = set()
+    for number in others:
+        with open(f"/proc/{pid}/task/{number}/comm", errors="replace") as file:
+            names.add(file.read().strip())
+    if others:
+        count = f"{len(others)} thread{'s' if len(others) > 1 else ''}"
+        raise tracer.TraceError(f"it left {count} running ({', '.join(sorted(names))})")
 
 
 def _last_words(channel: socket.socket) -> str:
