@@ -129,12 +129,12 @@ def started(name: str) -> list[int]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if above == os.getpid() and any(w.endswith(b"/" + name.encode()) for w in words):
                 found.append(pid)
-    return found
+    return [pid for pid in found if parents[pid] not in found]  # not what it forks for a moment
 
 
 async def wait_until_gone(pid: int) -> None:
-    with anyio.fail_after(5):
-        while Path(f"/proc/{pid}").exists() and status_of(pid)["State"][0] not in "ZX":
+    with anyio.fail_after(5), contextlib.suppress(OSError):  # of a process that is not there
+        while status_of(pid)["State"][0] not in "ZX":
             await anyio.sleep(0.005)
 
 
