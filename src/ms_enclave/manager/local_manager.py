@@ -317,6 +317,16 @@ class LocalSandboxManager(SandboxManager):
             await self._destroy(sandbox)
 
     @on_loop
+    async def _begin_with(
+        self, config: SandboxConfig | Mapping[str, Any] | None
+    ) -> SandboxConfig | Mapping[str, Any] | None:
+        """Be running, and say which config holds."""
+        self._require_own_process()
+        if not self._stopped:
+            await self.start()
+        self._require_running()
+        return self.config.sandbox_config if config is None else config
+
     async def _create_into(
         self,
         made: list[Sandbox],
@@ -324,12 +334,7 @@ class LocalSandboxManager(SandboxManager):
         config: SandboxConfig | Mapping[str, Any] | None,
         sandbox_id: str | None,
     ) -> str:
-        self._require_own_process()
-        if not self._stopped:
-            await self.start()
-        self._require_running()
-        if config is None:
-            config = self.config.sandbox_config
+        config = await self._begin_with(config)
         made.append(await self._create(_name(sandbox_type), config, sandbox_id))
         return made[0].id
 
@@ -529,12 +534,7 @@ class LocalSandboxManager(SandboxManager):
         config: SandboxConfig | Mapping[str, Any] | None,
     ) -> CommandResult | None:
         """The shorter way that the best type here may have; None where it has none."""
-        self._require_own_process()
-        if not self._stopped:
-            await self.start()
-        self._require_running()
-        if config is None:
-            config = self.config.sandbox_config
+        config = await self._begin_with(config)
         if not await self._suits(BEST_FIRST[0], config):
             return None
         kind = await self._load(BEST_FIRST[0])

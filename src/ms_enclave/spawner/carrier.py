@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["Carrier", "check_walls", "instantiate", "instantiate_with_shadow", "within"]
+__all__ = ["Birth", "Carrier", "check_walls", "instantiate", "instantiate_with_shadow", "within"]
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
 _PIDFD_OPEN, _SETNS, _CLOSE_RANGE = 434, 308, 436
@@ -96,65 +96,73 @@ class Carrier:
         return made
 
 
-def instantiate(
-    carrier: Carrier,
-    slot: Slot,
-    channel: int,
-    user: User,
-    group: Group,
-    limits: ResourceLimits,
-    processors: set[int],
-) -> int:
-    """A process in the slot, at the point where the carrier is parked, with `channel` as fd 3.
+class Birth:
+    """What a process is to be: where, and held by what.
 
-    `user` is its uid and gid inside, (0, 0) for a one-id map; `group` its control group,
-    which the stopped copy joins before it owns a page of its own;
-    `limits` maps RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
+    `channel` becomes its descriptor 3; `user` is its uid and gid inside, (0, 0) for a one-id map;
+    `group` its control group, which it joins before it owns a page of its own; `limits` maps
+    RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
+    """
+
+    __slots__ = ("channel", "group", "limits", "processors", "slot", "user")
+
+    def __init__(
+        self,
+        slot: Slot,
+        channel: int,
+        user: User,
+        group: Group,
+        limits: ResourceLimits,
+        processors: set[int],
+    ) -> None:
+        self.slot = slot
+        self.channel = channel
+        self.user = user
+        self.group = group
+        self.limits = limits
+        self.processors = processors
+
+
+def instantiate(carrier: Carrier, birth: Birth) -> int:
+    """A process in a slot, at the point where the carrier is parked.
+
     Raises tracer.TraceError or OSError, tracer.InterferedError if somebody in the slot killed it
     before it was made, and then nothing of it is left running.
     """
-    kernel = _bear(carrier.pid, carrier, slot, channel, user, _BIRTH)
+    kernel = _bear(carrier.pid, carrier, birth, _BIRTH)
     try:
-        group.admit(kernel)
-        _let_go(kernel, carrier, slot, user, group, limits, processors)
+        birth.group.admit(kernel)
+        _let_go(kernel, carrier, birth)
     except BaseException as error:
         tracer.end_made(kernel, 0, error)
         raise
     return kernel
 
 
-def instantiate_with_shadow(
-    carrier: Carrier,
-    slot: Slot,
-    channel: int,
-    user: User,
-    group: Group,
-    limits: ResourceLimits,
-    processors: set[int],
-) -> tuple[int, int]:
+def instantiate_with_shadow(carrier: Carrier, birth: Birth) -> tuple[int, int]:
     """The same, and a carrier of it: a stopped process outside that shares its memory, from which
     copies of it can be made, and which is the caller's to kill."""
     shadow = carrier.copy()
     kernel = None
     try:
-        group.admit(shadow, stays=True)
-        kernel = _bear(shadow, carrier, slot, channel, user, _BIRTH | _CLONE_SHARED)
-        _let_go(kernel, carrier, slot, user, group, limits, processors)
+        birth.group.admit(shadow, stays=True)
+        kernel = _bear(shadow, carrier, birth, _BIRTH | _CLONE_SHARED)
+        _let_go(kernel, carrier, birth)
     except BaseException as error:
         tracer.end_made(kernel or 0, shadow, error)
         raise
     return kernel, shadow
 
 
-def _bear(source: int, carrier: Carrier, slot: Slot, channel: int, user: User, flags: int) -> int:
+def _bear(source: int, carrier: Carrier, birth: Birth, flags: int) -> int:
     """A child of `source`, whose memory no untrusted task maps, in the slot's pid namespace."""
     registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
     registers.rip = carrier.page + ENTRY_CARRIER
     registers.rax, registers.orig_rax = 0, 2**64 - 1
-    registers.r12, registers.r13 = slot.init, channel
+    registers.r12, registers.r13 = birth.slot.init, birth.channel
     registers.r14 = carrier.state.rseq_pointer
     registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
-    registers.rbx = user[1] << 32 | user[0]
+    registers.rbx = birth.user[1] << 32 | birth.user[0]
     registers.rsi = carrier.thread_id
     registers.rdx = flags
     made: int | None = None
@@ -184,24 +192,16 @@ def _come_back(source: int, carrier: Carrier) -> None:
     _expect(source, carrier.state, carrier.page, _CLOSE_RANGE, 4, 2**32 - 1, 0)
 
 
-def _let_go(
-    kernel: int,
-    carrier: Carrier,
-    slot: Slot,
-    user: User,
-    group: Group,
-    limits: ResourceLimits,
-    processors: set[int],
-) -> None:
+def _let_go(kernel: int, carrier: Carrier, birth: Birth) -> None:
     """Have a new process give up all that a slot must not have, look at it, and let it run."""
     result, _ = tracer.run_page(kernel, carrier.page, None)
     if result != KERNEL_DONE:
         raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
-    for kind, pair in limits.items():
+    for kind, pair in birth.limits.items():
         resource.prlimit(kernel, kind, within(pair, _hard_limit(kind)))
-    os.sched_setaffinity(kernel, processors)
+    os.sched_setaffinity(kernel, birth.processors)
     check_walls(kernel)
-    group.settle(kernel, slot.outside(user))
+    birth.group.settle(kernel, birth.slot.outside(birth.user))
     tracer.load_state(kernel, carrier.state)
     tracer.detach(kernel)
 

@@ -19,6 +19,7 @@ from ._call_numbers import AARCH64, X86_64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Literal
 
     Setting = Literal["carrier", "namespaces", "host"]
@@ -241,18 +242,7 @@ def listening_filter() -> bytes:
 
     It stands before another one, which wins wherever that says anything but ALLOW.
     """
-    audit_number, numbers = ARCHITECTURES[platform.machine()]
-    handed = sorted(numbers[name] for name in LISTENED if name in numbers)
-    code: list[Instruction] = [
-        (_LOAD, 0, 0, _ARCHITECTURE_AT),
-        (_JUMP_EQUAL, 1, 0, audit_number),
-        (_RETURN, 0, 0, KILL),
-        (_LOAD, 0, 0, _NUMBER_AT),
-        *[(_JUMP_EQUAL, len(handed) - place, 0, number) for place, number in enumerate(handed)],
-        (_RETURN, 0, 0, ALLOW),
-        (_RETURN, 0, 0, LISTEN),
-    ]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+    return _two_fates(LISTENED, LISTEN, ALLOW)
 
 
 # --- compiling ----------------------------------------------------------------------------------
@@ -277,16 +267,21 @@ def filter_for(setting: Setting) -> bytes:
 @cache
 def reaper_filter() -> bytes:
     """The program for an init without an interpreter: it waits for children, and nothing else."""
+    return _two_fates(("wait4", "rt_sigtimedwait", "restart_syscall"), ALLOW, KILL)
+
+
+def _two_fates(names: Iterable[str], theirs: int, others: int) -> bytes:
+    """A program with one action for some calls and one for all others."""
     audit_number, numbers = ARCHITECTURES[platform.machine()]
-    allowed = [numbers[name] for name in ("wait4", "rt_sigtimedwait", "restart_syscall")]
+    found = sorted(numbers[name] for name in names if name in numbers)
     code: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_JUMP_EQUAL, 1, 0, audit_number),
         (_RETURN, 0, 0, KILL),
         (_LOAD, 0, 0, _NUMBER_AT),
-        *((_JUMP_EQUAL, len(allowed) - place, 0, n) for place, n in enumerate(allowed)),
-        (_RETURN, 0, 0, KILL),
-        (_RETURN, 0, 0, ALLOW),
+        *[(_JUMP_EQUAL, len(found) - place, 0, number) for place, number in enumerate(found)],
+        (_RETURN, 0, 0, others),
+        (_RETURN, 0, 0, theirs),
     ]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 

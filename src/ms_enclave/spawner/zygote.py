@@ -153,7 +153,8 @@ class Zygotes:
         if request["kind"] == "python":
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            return carrier.instantiate(source, place, channel, user, group, limits, processors)
+            birth = carrier.Birth(place, channel, user, group, limits, processors)
+            return carrier.instantiate(source, birth)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
                 self.ended(source.pid)  # whoever waited for its stop has reaped it
@@ -198,10 +199,10 @@ class Zygotes:
             ).close()  # fmt: skip
             request = {"op": "prepare", "preload": json.loads(key), "env": self.plan["environment"]}
             ours.sendall(b"\2" + json.dumps(request).encode())
-            kernel, shadow = carrier.instantiate_with_shadow(
-                self.bare, place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS,
-                self.station.processors,
-            )  # fmt: skip
+            birth = carrier.Birth(
+                place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS, self.station.processors
+            )
+            kernel, shadow = carrier.instantiate_with_shadow(self.bare, birth)
         except (OSError, tracer.TraceError, tracer.InterferedError) as error:
             self.failed[key] = str(error)
             ours.close()
