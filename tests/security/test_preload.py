@@ -131,7 +131,9 @@ async def test_memory_that_sandboxes_would_share_is_refused(tmp_path: Path) -> N
 async def test_threads_that_copies_would_only_have_in_their_books_are_refused(
     tmp_path: Path,
 ) -> None:
-    source = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    source = (
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    )
     box = preloading(environment(tmp_path, source))
     with pytest.raises(ConfigError, match="1 thread running"):
         await box.start()
