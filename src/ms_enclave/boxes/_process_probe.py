@@ -487,29 +487,15 @@ def _cgroups() -> tuple[str, tuple[str, ...]]:
     """Which kind there is, and the controllers under which we may make groups."""
     mounts = [line.split(" - ") for line in _read("/proc/self/mountinfo").splitlines()]
     kinds = {tail.split()[0] for _, tail in mounts if tail.startswith("cgroup")}
-    own = dict(_own_groups(_read("/proc/self/cgroup")))
-    v1 = tuple(
-        name
-        for name in ("memory", "pids", "cpu")
-        if name in own and os.access(f"/sys/fs/cgroup/{name}{own[name]}", os.W_OK)
-    )
-    if kinds == {"cgroup2"}:
-        group = f"/sys/fs/cgroup{own.get('', '/')}"
-        usable = _read(f"{group}/cgroup.controllers").split()
-        writable = os.access(group, os.W_OK) and os.access(f"{group}/cgroup.procs", os.W_OK)
-        return "v2", tuple(
-            name for name in ("memory", "pids", "cpu") if writable and name in usable
-        )
     if not kinds:
         return "none", ()
-    return ("hybrid" if "cgroup2" in kinds else "v1"), v1
+    from ms_enclave.spawner import cgroups  # needs Linux
 
-
-def _own_groups(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        _, names, path = line.split(":", 2)
-        for name in names.split(","):
-            yield name, path
+    found = {name for hierarchy in cgroups.own_hierarchies() for name in cgroups.usable(hierarchy)}
+    usable = tuple(name for name in ("memory", "pids", "cpu") if name in found)
+    if kinds == {"cgroup2"}:
+        return "v2", usable
+    return ("hybrid" if "cgroup2" in kinds else "v1"), usable
 
 
 def _try_out(python: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ __all__ = [
     "remove",
     "seat",
     "sweep",
+    "usable",
 ]
 
 PREFIX = "ms-enclave-"
@@ -130,6 +131,24 @@ def own_hierarchies() -> list[Hierarchy]:
         if hierarchy.version == 2 and not (_is_delegated(hierarchy.path) or _has_type(top)):
             hierarchy.path = top if os.access(top, os.W_OK) else hierarchy.path
     return found
+
+
+def usable(hierarchy: Hierarchy) -> list[str]:
+    """The controllers that groups made there would have. Changes nothing."""
+    path = hierarchy.path
+    if not os.access(path, os.W_OK):
+        return []
+    if hierarchy.version == 1:
+        return hierarchy.controllers
+    if _has_type(path) and not _is_delegated(path):
+        return []
+    try:
+        with open(f"{path}/cgroup.controllers") as file:
+            offered = file.read().split()
+    except OSError:
+        return []
+    writable = os.access(f"{path}/cgroup.procs", os.W_OK)
+    return [name for name in _VERSION_2 if writable and name in offered]
 
 
 def sweep(found: list[Hierarchy]) -> bool:

@@ -105,11 +105,22 @@ def test_nothing_is_switched_on_where_somebody_elses_processes_are(tmp_path: Pat
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     (tmp_path / "cgroup.subtree_control").write_text("")
     (tmp_path / "cgroup.procs").write_text("1\n2\n")
+    assert cgroups.usable(Hierarchy(2, [], str(tmp_path))) == []
     (ready,) = cgroups.prepare([Hierarchy(2, [], str(tmp_path))], "ms-enclave-x", None)
     os.close(ready.descriptor)
     assert ready.controllers == []
     assert (tmp_path / "cgroup.subtree_control").read_text() == ""
     assert (tmp_path / "cgroup.procs").read_text() == "1\n2\n"
+
+
+def test_what_could_be_used_is_told_before_it_is(tmp_path: Path) -> None:
+    top = Hierarchy(2, [], str(tmp_path))
+    assert cgroups.usable(top) == []
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory\n")
+    (tmp_path / "cgroup.procs").touch()
+    assert cgroups.usable(top) == ["memory", "cpu"]
+    assert cgroups.usable(Hierarchy(1, ["pids"], str(tmp_path))) == ["pids"]
+    assert cgroups.usable(Hierarchy(1, ["pids"], str(tmp_path / "missing"))) == []
 
 
 # --- a stand-in for version 2 -------------------------------------------------------------------
