@@ -35,7 +35,7 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts none /dev/pts
 mount -t tmpfs none /dev/shm
 chmod 1777 /dev/shm
-mount -t cgroup2 none /sys/fs/cgroup
+mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup
 mkdir /run/out
 mount -t hostfs none /run/out -o {scratch}
 ip link set lo up

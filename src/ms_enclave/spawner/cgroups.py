@@ -54,10 +54,10 @@ _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth contro
 
 
 class Hierarchy:
-    """One mounted tree: its version, the controllers that work in it, a group in it, and where it
-    is mounted."""
+    """One mounted tree: its version, the controllers that work in it, a group in it, where its
+    maker is, and where it is mounted."""
 
-    __slots__ = ("controllers", "descriptor", "path", "top", "version")
+    __slots__ = ("controllers", "descriptor", "home", "path", "top", "version")
 
     def __init__(
         self, version: int, controllers: list[str], path: str, descriptor: int = -1, top: str = ""
@@ -65,6 +65,7 @@ class Hierarchy:
         self.version = version
         self.controllers = controllers
         self.path = path
+        self.home = path
         self.top = top
         self.descriptor = descriptor
 
@@ -207,7 +208,10 @@ def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierar
             os.mkdir(f"{path}/station")
         if owner is not None:
             _give(path, owner)
-        ready.append(Hierarchy(hierarchy.version, list(controllers), path, opened))
+        made = Hierarchy(hierarchy.version, list(controllers), path, opened)
+        leaf = f"{hierarchy.path}/{CALLERS}"
+        made.home = leaf if os.path.isdir(leaf) else hierarchy.home
+        ready.append(made)
     return ready
 
 
@@ -231,9 +235,9 @@ def _lock_group(path: str) -> int:
 def enter(group: Hierarchy) -> None:
     """Before the station is made: be where it must see all of its groups from.
 
-    Its cgroup namespace begins where its maker is, and a leaf would hide them.
+    Its cgroup namespace begins where its maker is, and nothing is moved out of it or into it.
     """
-    if group.version == 2 and os.path.isdir(f"{os.path.dirname(group.path)}/{CALLERS}"):
+    if group.version == 2 and group.home != os.path.dirname(group.path):
         _put(f"{group.path}/cgroup.procs", "0")
 
 
@@ -245,9 +249,8 @@ def seat(group: Hierarchy, pid: int) -> None:
     if group.version != 2:
         return
     _put(f"{group.path}/station/cgroup.procs", str(pid))
-    leaf = f"{os.path.dirname(group.path)}/{CALLERS}"
-    if os.path.isdir(leaf):
-        _put(f"{leaf}/cgroup.procs", "0")
+    if group.home != os.path.dirname(group.path):
+        _put(f"{group.home}/cgroup.procs", "0")
     missing = set(group.controllers) - set(_enable(group.path, group.controllers))
     if missing:
         raise OSError(errno.EBUSY, f"no {', '.join(sorted(missing))} in a group of our own")
@@ -288,7 +291,9 @@ def _enable(path: str, wanted: Collection[str]) -> list[str]:
 
 def _is_delegated(path: str) -> bool:
     """Whether everything in a group is its user's to arrange: the service manager has marked it,
-    or it is the root of a container."""
+    it is the root of a container, or it has been so arranged before."""
+    if os.path.isdir(f"{path}/{CALLERS}"):
+        return True
     if os.path.ismount(path):
         return _has_type(path)
     for mark in ("trusted.delegate", "user.delegate"):
