@@ -69,6 +69,7 @@ class Yard:
 
     first_id = None
     layered = False
+    servants = 0  # they are allowed for in the limit itself
 
     def __init__(
         self, number: int, folder: str, user: User, disk: int, inodes: int,

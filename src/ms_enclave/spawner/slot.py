@@ -63,6 +63,11 @@ class Slot:
         self.first_id = first_id
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
 
+    @property
+    def servants(self) -> int:
+        """Processes of ours that the kernel counts as the sandbox's user's: with one id, init."""
+        return 1 if self.first_id is None else 0
+
     def members(self, crowd: survey.Crowd | None = None) -> survey.Members:
         """Every process of the slot but its init."""
         return survey.in_namespace(self.init, self.namespace, crowd)

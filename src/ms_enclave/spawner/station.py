@@ -852,7 +852,8 @@ class Station:
         process.count = max(process.count, seen.processes)
         if "pids" not in self.groups.controllers and process.pids_limit is not None:
             # The main one is not among them when it has just ended.
-            process.crowded = process.crowded or seen.tasks + process.ended >= process.pids_limit
+            tasks = seen.tasks + process.ended + process.box.slot.servants
+            process.crowded = process.crowded or tasks >= process.pids_limit
         if most is not None and seen.memory > most and not process.ended:
             self.kill_run(process, "oom")
         return seen
