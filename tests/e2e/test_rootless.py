@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUITES = ("tests/security", "tests/contract/test_sandbox.py")
+LIMITS = ("tests/security/test_limits.py", "tests/security/test_usage.py")
 CHOSEN = (
     "TestNoGroups or (TestProcess and users)"
     " or (security and not NoGroupsSandbox and not test_landlock)"
@@ -69,7 +70,18 @@ def test_it_has_one_id_and_no_group_and_says_so(home: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_suites_pass_as_an_ordinary_user(home: Path) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
+    words += [f"--ignore={name}" for name in LIMITS]
     done = as_somebody(home, [*words, "-k", CHOSEN, "--durations=5"], 280)
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert int(summary.split(" passed")[0].split()[-1]) > 100, summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_every_limit_holds_for_an_ordinary_user(home: Path) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LIMITS]
+    done = as_somebody(home, [*words, "-k", "ProcessSandbox"], 180)
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert int(summary.split(" passed")[0].split()[-1]) > 30, summary
