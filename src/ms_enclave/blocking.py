@@ -393,23 +393,6 @@ class Sandbox:
             on_output=on_output,
         )
 
-    @classmethod
-    def run_fresh(
-        cls,
-        owner: str,
-        config: SandboxConfig | Mapping[str, Any] | None,
-        code: str,
-        *,
-        stdin: bytes | str | None,
-        timeout: float | None,
-    ) -> CommandResult | None:
-        """Run Python source in a fresh sandbox that nobody has a handle of.
-
-        For boxes that have a shorter way to that than making one, using it and ending it; None
-        where there is none. On the private loop. Raises what `start` and `run_code` raise.
-        """
-        return call(_base.Sandbox.run_fresh, owner, config, code, stdin=stdin, timeout=timeout)
-
     def put_file(
         self,
         path: str,

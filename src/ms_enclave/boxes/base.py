@@ -411,7 +411,7 @@ class Sandbox(Life):
             return await self._execute(settings, source, {}, code=source, args=words)
 
     @classmethod
-    async def run_fresh(
+    async def _run_fresh(
         cls,
         owner: str,
         config: SandboxConfig | Mapping[str, Any] | None,

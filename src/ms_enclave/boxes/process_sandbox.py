@@ -106,7 +106,7 @@ class ProcessSandbox(Sandbox):
         return cast("ProcessSandboxConfig", self.config)
 
     @classmethod
-    async def run_fresh(
+    async def _run_fresh(
         cls,
         owner: str,
         config: SandboxConfig | Mapping[str, Any] | None,
@@ -115,7 +115,7 @@ class ProcessSandbox(Sandbox):
         stdin: bytes | str | None,
         timeout: float | None,
     ) -> CommandResult | None:
-        """Run Python source in a fresh sandbox without a handle. See `Sandbox.run_fresh`."""
+        """Run Python source in a fresh sandbox without a handle. See `Sandbox._run_fresh`."""
         source, seconds = inputs.validate_code(code), inputs.validate_timeout(timeout)
         given = inputs.normalise_stdin(stdin)
         if given is not None and (not isinstance(given, bytes) or len(given) > MOST_STDIN):

@@ -540,7 +540,9 @@ class LocalSandboxManager(SandboxManager):
         kind = await self._load(BEST_FIRST[0])
         self._used.add(kind)
         try:
-            return await kind.run_fresh(self._owner, config, code, stdin=stdin, timeout=timeout)
+            return await kind._run_fresh(  # pyright: ignore[reportPrivateUsage]
+                self._owner, config, code, stdin=stdin, timeout=timeout
+            )
         except IsolationUnavailableError:
             return None  # another type may do, and the refusal will be its own
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ahead"]
 
-_KEPT_SECONDS = 10.0
+_KEPT_SECONDS = 3.0
 _MESSAGE = 1 << 16
 _DESCRIPTORS = 8
 _OWN = ("q", "op", "box", "process")  # what each run has for itself
