@@ -316,7 +316,6 @@ class LocalSandboxManager(SandboxManager):
         for sandbox in made:
             await self._destroy(sandbox)
 
-    @on_loop
     async def _begin_with(
         self, config: SandboxConfig | Mapping[str, Any] | None
     ) -> SandboxConfig | Mapping[str, Any] | None:
@@ -327,6 +326,7 @@ class LocalSandboxManager(SandboxManager):
         self._require_running()
         return self.config.sandbox_config if config is None else config
 
+    @on_loop
     async def _create_into(
         self,
         made: list[Sandbox],
