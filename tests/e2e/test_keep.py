@@ -445,8 +445,10 @@ def test_what_a_sandbox_is_given_is_not_in_the_processes_that_serve_others(folde
 # --- at any moment ------------------------------------------------------------------------------
 
 BUSY = """
-import asyncio, json, sys
+import asyncio, json, logging, sys
 from ms_enclave.manager.local_manager import LocalSandboxManager
+
+logging.basicConfig()  # what it says of the last one is in the test's output
 
 async def work(manager, marker):
     while True:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["acquire", "adopt_all", "end_all_of", "leave_all_of", "release"]
 
-ADOPT_SECONDS = 5.0
+ADOPT_SECONDS = 20.0
 """Seconds that a station of the last owner may take to answer before it is ended."""
 
 _stations: dict[tuple[str, str], StationClient] = {}
