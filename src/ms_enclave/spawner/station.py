@@ -560,6 +560,11 @@ class Station:
         del self.boxes[box.name]
         del self.by_init[box.slot.init]
         self.free_numbers.add(box.slot.number)
+        for process in box.processes.values():
+            self.tell_end(process)
+            self.processes.pop(
+                process.number, None
+            )  # its group may be another sandbox's from now on
         box.store.close()
         if box.kept is not None:
             box.kept.close()
@@ -783,15 +788,19 @@ class Station:
             self.bound_store(process.box)
             process.group.put_away()  # one with daemons in it goes when the sandbox does
 
+    def tell_end(self, process: Process) -> None:
+        """Say that a run is gone that was being killed."""
+        if process.last_words is not None:
+            self.send(process.last_words)
+        for number in process.kill_requests:
+            self.send({"q": number, "ok": {}})
+
     def look_after(self) -> None:
         now = time.monotonic()
         crowd: survey.Crowd | None = None
         for process in list(self.processes.values()):
             if process.ending and self.gone(process):
-                if process.last_words is not None:
-                    self.send(process.last_words)
-                for number in process.kill_requests:
-                    self.send({"q": number, "ok": {}})
+                self.tell_end(process)
                 self.forget(process)
             elif not process.ended and self.is_watched(process):
                 crowd = crowd or survey.Crowd()
