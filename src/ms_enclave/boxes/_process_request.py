@@ -7,8 +7,8 @@ import json
 import platform
 from typing import TYPE_CHECKING, Any
 
+from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._process_network import REFUSED, helpers
-from ms_enclave.boxes.base import BASE_ENVIRONMENT
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.spawner import landlock, seccomp
 from ms_enclave.version import __version__

@@ -28,6 +28,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._guests import Guests
 from ms_enclave.boxes._life import Life
 from ms_enclave.boxes._toolbox import Toolbox
@@ -71,11 +72,6 @@ CONNECT_BOUND = 10.0
 
 SPOOL_SIZE = 8 << 20
 """Bytes of a folder on its way out that are held in memory before a file is used."""
-
-BASE_ENVIRONMENT: Mapping[str, str] = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-}
 
 
 @dataclass(frozen=True)
