@@ -70,6 +70,8 @@ _PACKET = 1 << 17
 _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
+_LATELY = 0.008  # s for which the kernel lets processes join control groups without waiting
+_REST = 0.004  # s without a request after which making something ahead holds up nobody
 _IDLE = 0.02  # s without a request after which something is made ahead
 _SPARE_AGAIN = 1.0  # s before a slot is made ahead again after that failed
 _FSIZE = 1  # RLIMIT_FSIZE
@@ -171,6 +173,7 @@ class Station:
         self.no_spare_before = 0.0
         self.inits: seed.Forks | seed.Seed | None = None
         self.ahead = ahead.Ahead(self)
+        self.last_request = self.last_birth = 0.0
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
         self.zygotes = self.make_zygotes()
@@ -267,7 +270,7 @@ class Station:
         """The same when nothing is under way: until something is to be made ahead, or let go."""
         few = len(self.spare) < self.plan["spare_slots"] or self.ahead.wants
         if few and time.monotonic() >= self.no_spare_before:
-            return _IDLE * 1000
+            return _REST * 1000 + 1
         if few or self.zygotes.preparing:
             return _SPARE_AGAIN * 1000
         return None if self.ahead.patience is None else self.ahead.patience * 1000 + 1
@@ -304,6 +307,7 @@ class Station:
         if not data:
             return False
         request = json.loads(data)
+        self.last_request = time.monotonic()
         try:
             do: Callable[[Any, list[int]], Answer | None] = getattr(self, f"do_{request['op']}")
             answer = do(request, descriptors)
@@ -539,6 +543,7 @@ class Station:
     def end(self, box: Box) -> None:
         """Begin the end of a sandbox: the kernel takes its whole namespace with the init."""
         box.ending = True
+        box.store.close()
         os.kill(box.slot.init, signal.SIGKILL)
 
     def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
@@ -627,6 +632,7 @@ class Station:
                 cause = "oom" if starved else None
                 return {"ok": {"pid": 0, "killed": error.signal, "cause": cause}}
             raise
+        self.last_birth = time.monotonic()
         process = Process(request["process"], box, pid, group, request)
         process.before = before
         process.processors = processors if processors != self.processors else None
@@ -815,11 +821,24 @@ class Station:
             self.stock_up(now)
         self.zygotes.give_up_late()
 
+    def is_at_rest(self, now: float) -> bool:
+        """Whether what is made ahead holds up nobody: the first process in a while that joins a
+        control group waits for the kernel for milliseconds, and the station with it."""
+        if now - self.last_birth < _LATELY:
+            return True
+        busy = any(not process.ended for process in self.processes.values() if process.number > 0)
+        return not busy and now - self.last_request > _REST
+
     def stock_up(self, now: float) -> None:
         """Make one thing ahead of need, if nothing else is asked for."""
         few = len(self.spare) < self.plan["spare_slots"]
         wanted = few or self.ahead.wants
-        if not wanted or now < self.no_spare_before or select.select([self.control], [], [], 0)[0]:
+        if (
+            not wanted
+            or now < self.no_spare_before
+            or not self.is_at_rest(now)
+            or select.select([self.control], [], [], 0)[0]
+        ):
             return
         try:
             if self.ahead.wants:

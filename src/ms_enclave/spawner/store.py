@@ -36,7 +36,9 @@ class Store:
         self._held = (disk, inodes)
 
     def full(self) -> bool:
-        """True if no byte or no inode is left."""
+        """True if no byte or no inode is left; False once it is closed."""
+        if self.descriptor < 0:
+            return False
         free = os.fstatvfs(self.descriptor)
         return free.f_bfree == 0 or free.f_ffree == 0
 
@@ -66,11 +68,14 @@ class Store:
 
     def has_file_of(self, size: int, since: float) -> bool:
         """Whether a file has grown to exactly `size` bytes since then: see below."""
-        return has_file_of(self.descriptor, size, since)
+        return self.descriptor >= 0 and has_file_of(self.descriptor, size, since)
 
     def close(self) -> None:
-        os.close(self.descriptor)
-        self.descriptor = -1
+        """Idempotent. The last to let go of a file system waits for the kernel: not the station, if
+        this is called while the slot still has it."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def has_file_of(folder: int, size: int, since: float) -> bool:
