@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +50,12 @@ class Place:
         return path
 
 
-class Tier:
+class Tier(ABC):
     """One way to isolate."""
 
     name: str
 
+    @abstractmethod
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
         """What a station of this tier is built from.
 
@@ -61,21 +63,20 @@ class Tier:
             CapabilityError: the config wants what this tier does not have.
             ConfigError: an interpreter that the sandbox's user could not run.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, config: ProcessSandboxConfig, box: Mapping[str, Any]) -> Place:
         """Where a sandbox is, from what the station says of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def user(
         self, user: str | int | None, facts: Mapping[str, Any], place: Place
     ) -> tuple[int, int]:
         """uid and gid for the user that a caller names. Raises ConfigError or CapabilityError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, facts: Mapping[str, Any], place: Place) -> IsolationReport:
         """Which walls stand."""
-        raise NotImplementedError
 
 
 class Namespaces(Tier):
