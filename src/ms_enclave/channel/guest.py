@@ -6,16 +6,24 @@ through a closed table, texts are cut and quoted, figures are checked.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from typing_extensions import override
 
+from ms_enclave.channel._calls import (
+    INT64,
+    GuestCalls,
+    clean,
+    failures,
+    joined,
+    number_in,
+    relative,
+    seconds_in,
+)
 from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
 from ms_enclave.channel.process import Exit, Process, SpawnRequest
 from ms_enclave.errors import ConfigError, SandboxLostError
@@ -24,8 +32,7 @@ from ms_enclave.model import FileInfo, SearchMatch
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 
     from anyio.abc import ByteStream
 
@@ -35,24 +42,10 @@ __all__ = ["GuestConnection", "ProtocolError"]
 
 CONNECT_SECONDS = 10.0
 
-_SHOWN = 4096
 _KINDS = ("file", "directory", "symlink", "other")
-_INT64 = 1 << 63
-
-_ERRNOS = frozenset(
-    {
-        errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EDQUOT, errno.EEXIST, errno.EFBIG,
-        errno.EINVAL, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.EMLINK,
-        errno.ENAMETOOLONG, errno.ENFILE, errno.ENODEV, errno.ENOENT, errno.ENOMEM, errno.ENOSPC,
-        errno.ENOSYS, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENXIO, errno.EOVERFLOW, errno.EPERM,
-        errno.EROFS, errno.ETXTBSY, errno.EXDEV,
-    }
-)  # fmt: skip
-"""What a file operation may fail with; anything else is an input/output error. A guest must not
-choose freely: `OSError` makes time-outs and lost connections out of some numbers."""
 
 
-class GuestConnection:
+class GuestConnection(GuestCalls):
     """A connected guest. It takes the stream over; `aclose` ends both.
 
     Methods raise what the same call would inside: `FileNotFoundError`, `IsADirectoryError`,
@@ -76,7 +69,7 @@ class GuestConnection:
         working_dir: str | None = None,
         wake: Callable[[], Coroutine[Any, Any, object]] | None = None,
     ) -> None:
-        self._connection = Connection(stream, wake)
+        super().__init__(Connection(stream, wake))
         self._working_dir = working_dir
 
     async def connect(self, timeout: float = CONNECT_SECONDS) -> None:
@@ -138,7 +131,7 @@ class GuestConnection:
         flags = {"mode": mode, "append": append, "exclusive": exclusive, "parents": parents}
         result = await self._upload("write", data, path, path=path, **flags)
         with self._failures(path):
-            return _number(result, "written")
+            return number_in(result, "written")
 
     async def list(
         self, path: str, depth: int = 1, limit: int = 100_000
@@ -152,7 +145,7 @@ class GuestConnection:
         with self._failures(path):
             async for entry in self._pages("list", path, limit, depth=depth):
                 name, described = _pair(entry)
-                entries.append(_file_info(_joined(path, _relative(name)), described))
+                entries.append(_file_info(joined(path, relative(name)), described))
         return sorted(entries, key=lambda entry: entry.path)
 
     async def stat(self, path: str, follow: bool = True) -> FileInfo:
@@ -194,7 +187,7 @@ class GuestConnection:
         """Replace a string in a file of at most 64 MiB; returns how often."""
         result = await self._ask("replace", path, path=path, old=old, new=new, count=count)
         with self._failures(path):
-            return _number(result, "count")
+            return number_in(result, "count")
 
     async def put_archive(self, target_dir: str, chunks: AsyncIterable[bytes]) -> None:
         """Unpack an uncompressed tar below a folder, which is made if needed.
@@ -243,61 +236,6 @@ class GuestConnection:
                 raise
             return process
 
-    # --- how ---
-
-    async def _open(self, operation: str, **body: Any) -> Call:
-        try:
-            return await self._connection.open({"op": operation, **body})
-        except protocol.FrameError:
-            limit = protocol.MAX_BODY >> 20
-            raise ConfigError(f"More than {limit} MiB: too long for one request") from None
-
-    async def _ask(self, operation: str, about: str, **body: Any) -> dict[str, Any]:
-        with self._failures(about):
-            call = await self._open(operation, **body)
-            try:
-                return await call.result()
-            finally:
-                call.close()
-
-    async def _upload(
-        self, operation: str, data: bytes | AsyncIterable[bytes], about: str, **body: Any
-    ) -> dict[str, Any]:
-        with self._failures(about):
-            call = await self._open(operation, **body)
-            try:
-                if isinstance(data, bytes):
-                    await call.send(data)
-                else:
-                    async for chunk in data:
-                        if not await call.send(bytes(chunk)):
-                            break  # it failed, and says why
-                call.send_end()
-                return await call.result()
-            finally:
-                call.close()
-
-    async def _pages(
-        self, operation: str, path: str, limit: int, **body: Any
-    ) -> AsyncGenerator[builtins.list[Any], None]:
-        """Entries of a result that comes in pages; never more than were asked for."""
-        with self._failures(path):
-            call = await self._open(operation, path=path, limit=limit, **body)
-            try:
-                while data := await call.receive_page():
-                    page = _load_page(data)
-                    limit -= len(page)
-                    if limit < 0:
-                        raise protocol.FrameError("more results than were asked for")
-                    for entry in page:
-                        yield entry
-                await call.result()
-            finally:
-                call.close()
-
-    def _failures(self, about: str) -> AbstractContextManager[None]:
-        return _failures(self._connection, about)
-
 
 # --- programs ---
 
@@ -336,12 +274,12 @@ class _GuestProcess(Process):
         """Take in what the guest has said about it."""
         while self._call.events:
             event = self._call.events.popleft()
-            with _failures(self._connection, ""):
+            with failures(self._connection, ""):
                 self._take_event(event)
 
     def _take_event(self, event: dict[str, Any]) -> None:
         if "pid" in event:
-            self.pid = _number(event, "pid")
+            self.pid = number_in(event, "pid")
             self._started = True
         elif "exit" in event:
             self._exit = _exit(event)
@@ -377,7 +315,7 @@ class _GuestProcess(Process):
         body = {"op": operation, "call": self._call.number, **body}
         call = await self._connection.open(body, urgent=True)
         try:
-            with _failures(self._connection, ""):
+            with failures(self._connection, ""):
                 await call.result()
         finally:
             call.close()
@@ -444,16 +382,16 @@ class _Input(ByteSendStream):
 
 
 def _exit(event: dict[str, Any]) -> Exit:
-    code, number = _number(event, "exit"), event.get("signal")
+    code, number = number_in(event, "exit"), event.get("signal")
     peak = event.get("peak_memory")
     if code > 255 or not (number is None or (isinstance(number, int) and 0 < number < 128)):
         raise protocol.FrameError("an exit status that is none")
     return Exit(
         exit_code=code,
         signal=number,
-        cpu_user=_seconds(event, "cpu_user"),
-        cpu_system=_seconds(event, "cpu_system"),
-        peak_memory=None if peak is None else _number(event, "peak_memory"),
+        cpu_user=seconds_in(event, "cpu_user"),
+        cpu_system=seconds_in(event, "cpu_system"),
+        peak_memory=None if peak is None else number_in(event, "peak_memory"),
         source="rusage",
     )
 
@@ -484,91 +422,18 @@ def _check_version(greeting: dict[str, Any]) -> None:
         raise ProtocolError("The sandbox's guest speaks another version of the protocol")
 
 
-@contextmanager
-def _failures(connection: Connection, about: str) -> Generator[None]:
-    """Turn a failed call into the exception for it, with the caller's own path.
-
-    What a guest cannot have meant ends the connection: nothing else it says can be relied on.
-    """
-    try:
-        yield
-    except CallFailed as failed:
-        raise _exception(failed.body, about) from None
-    except protocol.FrameError as error:
-        raise connection.broken(error) from error
-
-
-def _exception(body: dict[str, Any], about: str) -> Exception:
-    refused = body.get("refused")
-    if refused is not None:
-        return ConfigError(f"The sandbox refused: {_clean(str(refused))[:1000]!s}")
-    number = body.get("errno")
-    if not isinstance(number, int) or number not in _ERRNOS:
-        number = errno.EIO
-    text = "not a plain file" if body.get("special") is True else os.strerror(number)
-    return OSError(number, text, about) if about else OSError(number, text)
-
-
-def _clean(text: str) -> str:
-    """Text of a guest's without what cannot be written down, and not endless."""
-    text = text[:_SHOWN]
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _number(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _INT64:
-        raise protocol.FrameError(f"a {name} that is no number")
-    return value
-
-
-def _seconds(body: dict[str, Any], name: str) -> float:
-    value = body.get(name)
-    if not isinstance(value, (int, float)) or not 0 <= value < 1e12:
-        raise protocol.FrameError(f"a {name} that is no time")
-    return float(value)
-
-
 def _pair(entry: list[Any]) -> tuple[Any, dict[str, Any]]:
     if len(entry) != 2 or not isinstance(entry[1], dict):
         raise protocol.FrameError("a list of files that is none")
     return entry[0], cast("dict[str, Any]", entry[1])
 
 
-def _load_page(data: bytes) -> list[list[Any]]:
-    page = protocol.load(data)
-    if not isinstance(page, list):
-        raise protocol.FrameError("a page of results that is none")
-    entries = cast("list[Any]", page)
-    for entry in entries:
-        if not isinstance(entry, list) or not entry:
-            raise protocol.FrameError("a page of results that is none")
-    return entries
-
-
 def _search_match(path: str, entry: list[Any]) -> SearchMatch:
     if len(entry) != 3 or not isinstance(entry[1], int) or not isinstance(entry[2], str):
         raise protocol.FrameError("a search result that is none")
-    found = _joined(path, _relative(entry[0])) if entry[0] else _clean(path)
-    line = min(max(entry[1], 1), _INT64 - 1)
-    return SearchMatch.model_construct(path=found, line=line, text=_clean(entry[2]))
-
-
-def _relative(name: object) -> str:
-    """A path below a folder. Whoever joins it to a folder of their own must stay below that."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise protocol.FrameError("a file name that is none")
-    return _clean("/".join(parts))
-
-
-def _joined(folder: str, name: str) -> str:
-    folder = folder.rstrip("/") or "/" * folder.startswith("/")
-    if folder in ("", "."):
-        return name
-    return f"{folder}{'' if folder.endswith('/') else '/'}{name}"
+    found = joined(path, relative(entry[0])) if entry[0] else clean(path)
+    line = min(max(entry[1], 1), INT64 - 1)
+    return SearchMatch.model_construct(path=found, line=line, text=clean(entry[2]))
 
 
 def _file_info(path: str, body: dict[str, Any]) -> FileInfo:
@@ -577,10 +442,10 @@ def _file_info(path: str, body: dict[str, Any]) -> FileInfo:
         raise protocol.FrameError("a file as none can be")
     # Checked here already, and there may be a hundred thousand of them.
     return FileInfo.model_construct(
-        path=_clean(path),
-        name=_clean(os.path.basename(path.rstrip("/")) or path),
+        path=clean(path),
+        name=clean(os.path.basename(path.rstrip("/")) or path),
         type=kind,
-        size=_number(body, "size"),
-        mode=_number(body, "mode") & 0o7777,
+        size=number_in(body, "size"),
+        mode=number_in(body, "mode") & 0o7777,
         modified=float(modified),
     )
