@@ -21,11 +21,19 @@ from .store import Store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._shapes import Masks, Trees, User
-    from .seed import Forks, Seed
+    from .seed import Forks, Home, Seed
 
     Folder = tuple[str, str, int, tuple[int, int]]  # name, target, mode, owner
 
-__all__ = ["ROOTLESS_ID", "Slot", "SlotError", "furnish", "init_steps", "make_slot"]
+__all__ = [
+    "ROOTLESS_ID",
+    "Slot",
+    "SlotError",
+    "furnish",
+    "init_steps",
+    "make_slot",
+    "network_steps",
+]
 
 ROOTLESS_ID = 1000
 _IDS = 65536
@@ -52,15 +60,17 @@ class SlotError(Exception):
 class Slot:
     """A set of namespaces: the pid of its init, and its number among the station's id ranges.
 
-    `first_id` is the id of the station that is 0 inside, None for a one-id map.
+    `first_id` is the id of the station that is 0 inside, None for a one-id map; `home` is where its
+    network namespace is from, and may be of use again, None for one of its own.
     """
 
-    __slots__ = ("first_id", "init", "namespace", "number")
+    __slots__ = ("first_id", "home", "init", "namespace", "number")
 
-    def __init__(self, init: int, number: int, first_id: int | None) -> None:
+    def __init__(self, init: int, number: int, first_id: int | None, home: Home | None) -> None:
         self.init = init
         self.number = number
         self.first_id = first_id
+        self.home = home
         self.namespace = os.stat(f"/proc/{init}/ns/pid").st_ino
 
     @property
@@ -79,19 +89,21 @@ class Slot:
 
 def make_slot(number: int, root_mode: bool, source: Forks | Seed) -> Slot:
     """Make a slot with an init from `source`. Raises SlotError, and then nothing of it is left."""
-    pid = source.bear()
+    pid, home = 0, None
     try:
+        pid, home = source.bear()
         _write_map(pid, number, root_mode)
         source.finish(pid)
-        return Slot(pid, number, number * _IDS if root_mode else None)
-    except StepError as error:
-        tracer.kill(pid)
-        raise SlotError(error.step, error.number) from None
-    except tracer.TraceError as error:
-        tracer.kill(pid)
-        raise SlotError(str(error), errno.ESRCH) from None
-    except BaseException:
-        tracer.kill(pid)
+        return Slot(pid, number, number * _IDS if root_mode else None, home)
+    except BaseException as error:
+        if pid > 0:
+            tracer.kill(pid)
+        if home is not None:
+            home.end()
+        if isinstance(error, StepError):
+            raise SlotError(error.step, error.number) from None
+        if isinstance(error, tracer.TraceError):
+            raise SlotError(str(error), errno.ESRCH) from None
         raise
 
 
@@ -143,7 +155,6 @@ def init_steps(
         _mount("tmpfs", f"{image}/dev/shm", "tmpfs", flags, _SHARED_MEMORY),
         _mount("devpts", f"{image}/dev/pts", "devpts", on_terminals, terminals),
         Step("set the host name", "sethostname", hostname.encode(), len(hostname.encode())),
-        *_loopback_up(),
         *(_enter_root(image.encode()) if image else ()),
         Step("enter the root", "chdir", b"/"),
         Step("close_range", "close_range", descriptors, 2**32 - 1, 0),
@@ -187,7 +198,8 @@ def _cover_proc(proc: str, masks: Masks) -> list[Step]:
     return made
 
 
-def _loopback_up() -> list[Step]:
+def network_steps() -> list[Step]:
+    """What a new network namespace wants: a loopback interface that is up."""
     title = "bring up the loopback interface"
     request = struct.pack("16sH22x", b"lo", 1)  # IFF_UP
     return [

@@ -169,7 +169,7 @@ class Station:
         self.leaving: list[tuple[network.Network, int | None]] = []
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
-        self.discarded: dict[int, int] = {}
+        self.discarded: dict[int, slot.Slot] = {}
         self.no_spare_before = 0.0
         self.inits: seed.Forks | seed.Seed | None = None
         self.ahead = ahead.Ahead(self)
@@ -392,6 +392,8 @@ class Station:
         helpers = len(self.plan["helpers"])
         refused = self.plan["refused"]
         way = network.Network(box.slot, self.life, helpers, refused, self.own_network)
+        if box.slot.home is not None:
+            box.slot.home.spoiled = True
         way.question = request["q"]
         self.networks[box.name] = way
         network.show_resolver(box.slot, self.own_mounts)
@@ -446,15 +448,21 @@ class Station:
                 bytes.fromhex(plan["reaper_filter"] if traced else plan["init_filter"]),
                 kind.descriptors,
             )  # fmt: skip
-            self.inits = kind(steps)
+            self.inits = kind(steps, slot.network_steps())
         return self.inits
 
     def discard(self, place: slot.Slot) -> None:
         """End a slot that no sandbox has."""
         if tracer.kill(place.init):
-            self.free_numbers.add(place.number)
+            self.free(place)
         else:
-            self.discarded[place.init] = place.number  # its ids are free when it is reaped
+            self.discarded[place.init] = place  # its ids are free when it is reaped
+
+    def free(self, place: slot.Slot) -> None:
+        """A slot's init is reaped, so every process of it is gone."""
+        self.free_numbers.add(place.number)
+        if place.home is not None:
+            place.home.leave()
 
     def do_keep(self, request: KeepRequest, descriptors: list[int]) -> Answer:
         """Let a sandbox outlive its owner, who has made all of it."""
@@ -564,7 +572,7 @@ class Station:
         """The init is reaped, so every process of the sandbox is gone."""
         del self.boxes[box.name]
         del self.by_init[box.slot.init]
-        self.free_numbers.add(box.slot.number)
+        self.free(box.slot)
         for process in box.processes.values():
             self.tell_end(process)
             self.processes.pop(
@@ -710,13 +718,13 @@ class Station:
             elif pid in self.by_init:
                 self.closed(self.by_init[pid])
             elif pid in self.discarded:
-                self.free_numbers.add(self.discarded.pop(pid))
+                self.free(self.discarded.pop(pid))
             else:
                 self.helper_ended(pid)
 
     def helper_ended(self, pid: int) -> None:
         """What processes are made from was killed: it is made again when it is needed."""
-        if self.inits is not None and pid == self.inits.pid:
+        if self.inits is not None and self.inits.ended(pid):
             self.inits = None
         else:
             self.zygotes.ended(pid)
