@@ -117,6 +117,7 @@ class Spec:
 
 SPECS = (
     Spec("boxes/files.py", "Files", "_files"),
+    Spec("boxes/ports.py", "PortStream", "_ports"),
     Spec(
         "boxes/base.py",
         "Sandbox",
@@ -270,7 +271,7 @@ class Writer:
         for method, home in methods.values():
             if method.name not in spec.skip:
                 self._write_method(method, spec, home)
-        if "__aenter__" in methods and not spec.bases:
+        if not methods.keys().isdisjoint({"__aenter__", "aclose"}) and not spec.bases:
             self._with_block(module)
 
     def _docstring(self, node: ast.ClassDef | Method, indent: str) -> None:
@@ -457,6 +458,7 @@ class Writer:
                 "from ms_enclave.boxes import base as _base",
                 "from ms_enclave.boxes import factory as _factory",
                 "from ms_enclave.boxes import files as _files",
+                "from ms_enclave.boxes import ports as _ports",
                 "from ms_enclave.errors import ConfigError",
                 "from ms_enclave.loop import call, enter, iterate",
                 "from ms_enclave.manager import base as _manager",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from ms_enclave.boxes import (
         Files,
+        PortStream,
         Sandbox,
         SandboxFactory,
         register_sandbox,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         IsolationUnavailableError,
         PoolEmptyError,
         PoolTimeoutError,
+        PortRefusedError,
         QuotaExceededError,
         SandboxLostError,
         SandboxNotFoundError,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         HealthCheckResult,
         IsolationReport,
         Limits,
+        PortInfo,
         Problem,
         ProcessSandboxConfig,
         PythonExecutorConfig,
@@ -131,6 +134,9 @@ __all__ = [
     "MultiCodeExecutor",
     "PoolEmptyError",
     "PoolTimeoutError",
+    "PortInfo",
+    "PortRefusedError",
+    "PortStream",
     "Problem",
     "ProcessSandboxConfig",
     "PythonExecutor",

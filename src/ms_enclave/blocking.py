@@ -19,6 +19,7 @@ import anyio.to_thread
 from ms_enclave.boxes import base as _base
 from ms_enclave.boxes import factory as _factory
 from ms_enclave.boxes import files as _files
+from ms_enclave.boxes import ports as _ports
 from ms_enclave.errors import ConfigError
 from ms_enclave.loop import call, enter, iterate
 from ms_enclave.manager import base as _manager
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         FileInfo,
         IsolationReport,
         Limits,
+        PortInfo,
         SandboxConfig,
         SandboxInfo,
         SandboxManagerConfig,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Files",
     "LocalSandboxManager",
+    "PortStream",
     "Sandbox",
     "SandboxFactory",
     "SandboxManager",
@@ -206,6 +209,52 @@ class Files:
         return call(self._target.replace, path, old, new, count=count)
 
 
+class PortStream:
+    """Bytes to and from a port of a sandbox, as any byte stream of anyio's.
+
+    `send` returns when the bytes are on their way, and waits while whoever listens takes none.
+    What is received waits in the sandbox: at most a few hundred KiB of it are held here.
+
+    Raises, from every method but `aclose`:
+        anyio.EndOfStream: the other side has ended its way, and everything was received.
+        anyio.BrokenResourceError: the connection broke, or nobody listens any more.
+        anyio.ClosedResourceError: it was closed.
+        anyio.BusyResourceError: another task does the same at this moment.
+        SandboxStateError, SandboxLostError: the sandbox was stopped or lost.
+    """
+
+    def __init__(self, target: _ports.PortStream) -> None:
+        self._target = target
+
+    def receive(self, max_bytes: int = 65536) -> bytes:
+        """The next bytes, at most so many."""
+        return call(self._target.receive, max_bytes)
+
+    def send(self, item: bytes | bytearray | memoryview) -> None:
+        """Send all of it."""
+        call(self._target.send, item)
+
+    def send_eof(self) -> None:
+        """End the way there; what comes from there can still be received."""
+        call(self._target.send_eof)
+
+    def aclose(self) -> None:
+        """End both ways. What was sent before is still delivered, as far as somebody reads it."""
+        call(self._target.aclose)
+
+    def __enter__(self) -> Self:
+        call(self._target.__aenter__)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call(self._target.__aexit__, exc_type, exc, traceback)
+
+
 class Sandbox:
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
@@ -288,6 +337,30 @@ class Sandbox:
     def cleanup(self) -> None:
         """Leave nothing behind: the same as `stop`."""
         call(self._target.cleanup)
+
+    def list_ports(self) -> list[PortInfo]:
+        """The TCP ports on which programs of the sandbox take connections, sorted by port.
+
+        Raises:
+            CapabilityError: the sandbox has no ports of its own.
+            SandboxStateError: the sandbox is not running.
+            SandboxLostError: the sandbox failed.
+        """
+        return call(self._target.list_ports)
+
+    def connect(self, port: int) -> PortStream:
+        """A connection to a TCP port on the sandbox's own loopback address.
+
+        It ends with the sandbox, and lasts until it is closed: `with` does that. It can be
+        used on any event loop; one task may send while another receives.
+
+        Raises:
+            PortRefusedError: nothing takes connections at that port.
+            ConfigError: that is no port.
+            OSError: `EMFILE`, the sandbox has 400 connections already.
+            CapabilityError, SandboxStateError, SandboxLostError: as `list_ports`.
+        """
+        return PortStream(call(self._target.connect, port))
 
     @property
     def capabilities(self) -> frozenset[str]:

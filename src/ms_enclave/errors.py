@@ -16,6 +16,7 @@
     ├── QuotaExceededError                  more than the tenant may have
     ├── AuthenticationError                 the key is missing or wrong
     ├── ServerUnreachableError (ConnectionError)    the server does not answer
+    ├── PortRefusedError (ConnectionRefusedError)   nothing takes connections at that port inside
     └── ForkRefusedError                    something in the sandbox cannot be forked
 
 What a program does wrong is never one of these: it is a result. `code` is how an error travels on
@@ -40,6 +41,7 @@ __all__ = [
     "IsolationUnavailableError",
     "PoolEmptyError",
     "PoolTimeoutError",
+    "PortRefusedError",
     "QuotaExceededError",
     "SandboxLostError",
     "SandboxNotFoundError",
@@ -257,6 +259,21 @@ class ServerUnreachableError(EnclaveError, ConnectionError):
 
     code = "server_unreachable"
     http_status = 503
+
+
+class PortRefusedError(EnclaveError, ConnectionRefusedError):
+    """Nothing in the sandbox takes connections at that port.
+
+    Args:
+        port: the number of the port.
+    """
+
+    code = "port_refused"
+    http_status = 409
+
+    def __init__(self, port: int, *, remedy: str | None = None) -> None:
+        super().__init__(f"Nothing listens on port {port} of the sandbox", remedy=remedy)
+        self.port = port
 
 
 class ForkRefusedError(EnclaveError):

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from ms_enclave.boxes.base import Sandbox
     from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
     from ms_enclave.boxes.files import Files
+    from ms_enclave.boxes.ports import PortStream
 
-__all__ = ["Files", "Sandbox", "SandboxFactory", "register_sandbox"]
+__all__ = ["Files", "PortStream", "Sandbox", "SandboxFactory", "register_sandbox"]
 
 _HOMES = {
     "Files": "files",
+    "PortStream": "ports",
     "Sandbox": "base",
     "SandboxFactory": "factory",
     "register_sandbox": "factory",

@@ -54,6 +54,8 @@ class Tier(ABC):
     """One way to isolate."""
 
     name: str
+    able: frozenset[str] = frozenset()
+    """What a sandbox can do because of how it is isolated."""
 
     @abstractmethod
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Namespaces(Tier):
     """User, mount, pid, network and other namespaces: a file system of the sandbox's own."""
 
     name = "namespace"
+    able = frozenset({"ports"})  # without a network namespace there is no loopback of its own
 
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
         return requests.station_plan(plan, config.working_dir)

@@ -30,9 +30,9 @@ from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._guests import Guests
-from ms_enclave.boxes._life import Life
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
+from ms_enclave.boxes.ports import Ports
 from ms_enclave.channel.process import SpawnRequest
 from ms_enclave.errors import (
     CapabilityError,
@@ -96,7 +96,7 @@ class _Settings:
     on_output: Sink | None
 
 
-class Sandbox(Life):
+class Sandbox(Ports):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it
@@ -282,6 +282,12 @@ class Sandbox(Life):
             user = self._guest_user(user)
             async with self._guests.use(user) as guest, self._outliving(user, guest):
                 yield guest
+
+    @asynccontextmanager
+    async def _using_again(self, guest: GuestConnection) -> AsyncGenerator[None, None]:
+        """A further call about something that a guest of the sandbox's own user has under way."""
+        async with self._using(), self._outliving(None, guest):
+            yield
 
     @asynccontextmanager
     async def _outliving(

@@ -86,7 +86,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset({"python", "limits", "isolation", "network"})
+    offers = frozenset({"python", "limits", "isolation", "ports", "network"})
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -254,7 +254,8 @@ class ProcessSandbox(Sandbox):
     def _describe(self) -> IsolationReport:
         """Say what it can do and what holds it."""
         facts, place = self._station.facts, self._place
-        self._capabilities = requests.capabilities(facts, place.layered, network=place.network)
+        able = requests.capabilities(facts, place.layered, network=place.network)
+        self._capabilities = able | self._tier.able
         self._isolation = self._tier.report(facts, place)
         return self._isolation
 
@@ -353,6 +354,11 @@ class ProcessSandbox(Sandbox):
                 await connection.aclose()
             raise
         return connection
+
+    async def _require(self, capability: str) -> None:
+        if capability in Namespaces.able - self._capabilities:
+            raise CapabilityError(capability, remedy="use isolation='namespace'")
+        await super()._require(capability)
 
     async def _look(self) -> None:
         await self._station.ask("look", box=self.id)

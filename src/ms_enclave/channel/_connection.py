@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ __all__ = ["Call", "CallFailed", "Connection", "ProtocolError"]
 
 MAX_CALLS = 500
 """Calls at a time; further ones wait. The guest has room for more, so that `kill` always fits."""
+
+MAX_LASTING = 400
+"""Calls at a time that last as long as somebody wants, as a connection to a port. They take no room
+from the others; further ones are refused, because nobody knows how long they would wait."""
 
 _CHUNK = protocol.MAX_PAYLOAD
 _RECEIVE = 1 << 18
@@ -262,6 +267,7 @@ class Connection:
         self._last = 0
         self._free = anyio.Semaphore(MAX_CALLS)
         self._ordinary: set[int] = set()
+        self._lasting: set[int] = set()
         self._out: deque[bytes] = deque()
         self._out_size = 0
         self._grants: dict[tuple[int, int], int] = {}
@@ -355,21 +361,29 @@ class Connection:
 
     # --- calls ---
 
-    async def open(self, body: dict[str, Any], *, urgent: bool = False) -> Call:
-        """Begin a call, waiting while there are too many; an urgent one never waits.
+    async def open(
+        self, body: dict[str, Any], *, urgent: bool = False, lasting: bool = False
+    ) -> Call:
+        """Begin a call, waiting while there are too many; an urgent or lasting one never waits.
 
         Raises:
             ValueError: the request is too long.
+            OSError: `EMFILE`, there are too many lasting ones.
             SandboxLostError: the connection has ended.
         """
         protocol.encode_request(1, body)  # before anything is taken: it may be refused
-        if not urgent:
+        if lasting and len(self._lasting) >= MAX_LASTING:
+            text = f"{MAX_LASTING} connections and the like to the sandbox are open"
+            raise OSError(errno.EMFILE, text)
+        if not (urgent or lasting):
             await self._free.acquire()
             if self._failure is not None:
                 self._free.release()  # for the next one who waits, to learn of it as well
         self.check()
         number = self._last = self._last + 1
-        if not urgent:
+        if lasting:
+            self._lasting.add(number)
+        elif not urgent:
             self._ordinary.add(number)
         call = self._calls[number] = Call(self, number)
         for frame in protocol.encode_request(number, body):
@@ -486,6 +500,7 @@ class Connection:
     def _forget(self, number: int) -> None:
         del self._calls[number]
         self._drop_grants(number)
+        self._lasting.discard(number)
         if number in self._ordinary:
             self._ordinary.discard(number)
             self._free.release()

@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from ms_enclave.channel._calls import (
     INT64,
-    GuestCalls,
     clean,
     failures,
     joined,
@@ -25,6 +24,7 @@ from ms_enclave.channel._calls import (
     seconds_in,
 )
 from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
+from ms_enclave.channel.ports import GuestPorts
 from ms_enclave.channel.process import Exit, Process, SpawnRequest
 from ms_enclave.errors import ConfigError, SandboxLostError
 from ms_enclave.guest import protocol
@@ -45,7 +45,7 @@ CONNECT_SECONDS = 10.0
 _KINDS = ("file", "directory", "symlink", "other")
 
 
-class GuestConnection(GuestCalls):
+class GuestConnection(GuestPorts):
     """A connected guest. It takes the stream over; `aclose` ends both.
 
     Methods raise what the same call would inside: `FileNotFoundError`, `IsADirectoryError`,

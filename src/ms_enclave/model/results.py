@@ -15,6 +15,7 @@ __all__ = [
     "FileInfo",
     "HealthCheckResult",
     "IsolationReport",
+    "PortInfo",
     "SandboxInfo",
     "SearchMatch",
     "ToolResult",
@@ -170,6 +171,18 @@ class SearchMatch(BaseModel, defer_build=True):
     line: int
     """From 1."""
     text: str
+
+
+class PortInfo(BaseModel, defer_build=True):
+    """A TCP port on which a program in a sandbox takes connections."""
+
+    port: int
+    address: str
+    """Where it listens, `0.0.0.0` and `::` for everywhere."""
+    pid: int | None = None
+    """The process that has it, as seen inside; None where nobody may know."""
+    process: str | None = None
+    """That process's own name, of at most 64 characters. A program can call itself anything."""
 
 
 class SandboxInfo(BaseModel, defer_build=True):

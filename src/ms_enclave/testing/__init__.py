@@ -25,7 +25,9 @@ except ModuleNotFoundError as error:
     ) from None
 
 # Else a failing assert of a suite would not say what the values were.
-for _name in ("_bounds", "_code", "_commands", "_files", "_life", "_manager", "_suite", "_tool"):
+for _name in (
+    "_bounds", "_code", "_commands", "_files", "_life", "_manager", "_ports", "_suite", "_tool"
+):  # fmt: skip
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
 from ms_enclave.testing._bounds import SandboxBoundsContract
@@ -34,6 +36,7 @@ from ms_enclave.testing._commands import CommandContract
 from ms_enclave.testing._files import FilesContract
 from ms_enclave.testing._life import SandboxLifeContract
 from ms_enclave.testing._manager import SandboxManagerContract
+from ms_enclave.testing._ports import PortsContract
 from ms_enclave.testing._suite import SandboxSuite
 from ms_enclave.testing._tool import ToolContract
 
@@ -41,6 +44,7 @@ __all__ = [
     "CodeContract",
     "CommandContract",
     "FilesContract",
+    "PortsContract",
     "SandboxBoundsContract",
     "SandboxContract",
     "SandboxLifeContract",
@@ -50,5 +54,7 @@ __all__ = [
 ]
 
 
-class SandboxContract(CommandContract, CodeContract, FilesContract, SandboxBoundsContract):
+class SandboxContract(
+    CommandContract, CodeContract, FilesContract, PortsContract, SandboxBoundsContract
+):
     """Everything that is promised about a running sandbox, whoever made the handle."""

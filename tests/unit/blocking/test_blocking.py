@@ -10,12 +10,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from ms_enclave import blocking
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.boxes.files import Files
-from ms_enclave.errors import ConfigError, PoolEmptyError, SandboxNotFoundError
+from ms_enclave.errors import (
+    ConfigError,
+    PoolEmptyError,
+    PortRefusedError,
+    SandboxNotFoundError,
+)
 from ms_enclave.manager.base import SandboxManager
 from ms_enclave.manager.local_manager import LocalSandboxManager
 from tests.support.subprocess_box import install
@@ -186,13 +192,46 @@ def test_a_sandbox_does_everything_without_async(tmp_path: Path) -> None:
         box.put_archive("again", iter([archive[:700], archive[700:]]))
         box.get_dir("again", tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").rglob("?")) == ["a", "b"]
-        assert box.capabilities == {"python"}
+        assert box.capabilities == {"python", "ports"}
         assert box.isolation.tier == "none"
         assert box.created_at <= box.updated_at
         assert (box.metadata, box.client, box.container) == ({}, None, None)
         box.stop()
         box.cleanup()
         assert box.status == "stopped"
+
+
+_ECHO = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as listening:
+    with open("port", "w") as file:
+        file.write(str(listening.getsockname()[1]))
+    connection = listening.accept()[0]
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.close()
+"""
+
+
+def test_a_port_is_used_without_async() -> None:
+    install()
+    with blocking.SandboxFactory.create_sandbox("subprocess") as box:
+        server = threading.Thread(target=box.run_code, args=[_ECHO])
+        server.start()
+        while not box.files.exists("port") or not box.files.read("port"):
+            pass
+        port = int(box.files.read("port"))
+        assert port in [found.port for found in box.list_ports()]
+        with box.connect(port) as stream:
+            stream.send(b"there and back")
+            stream.send_eof()
+            assert stream.receive(5) == b"there"
+            assert stream.receive() == b" and back"
+            with pytest.raises(anyio.EndOfStream):
+                stream.receive()
+        server.join()
+        with pytest.raises(PortRefusedError):
+            box.connect(port)
 
 
 def test_files_do_everything_without_async() -> None:
