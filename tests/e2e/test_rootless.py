@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUITES = ("tests/security", "tests/contract/test_sandbox.py")
 LIMITS = ("tests/security/test_limits.py", "tests/security/test_usage.py")
+LIVES = ("tests/e2e/test_keep.py", "tests/e2e/test_soak.py")
 CHOSEN = (
     "TestNoGroups or (TestProcess and users)"
     " or (security and not NoGroupsSandbox and not test_landlock)"
@@ -75,6 +76,16 @@ def test_the_suites_pass_as_an_ordinary_user(home: Path) -> None:
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert int(summary.split(" passed")[0].split()[-1]) > 100, summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_sandboxes_outlive_an_ordinary_users_manager_and_nothing_else_does(home: Path) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LIVES]
+    done = as_somebody(home, words, 180)
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert int(summary.split(" passed")[0].split()[-1]) > 20, summary
 
 
 @pytest.mark.slow

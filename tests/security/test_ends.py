@@ -16,6 +16,7 @@ from ms_enclave.boxes.process_sandbox import ProcessSandbox
 from ms_enclave.errors import SandboxLostError
 from tests.security.boxes import (
     ColdSandbox,
+    NoGroupsLandlockSandbox,
     NoGroupsSandbox,
     find_processes,
     members_of,
@@ -137,6 +138,31 @@ async def test_what_a_command_leaves_running_is_not_touched_by_another_ones_time
             await box.execute_command(f"setsid sleep {timed} & sleep {timed}", timeout=0.5)
             assert len(find_processes(left)) == 1, kind
             assert find_processes(timed) == []
+
+
+BUSY_THEN_IDLE = """
+import os, sys, time
+while time.process_time() < 0.7:
+    pass
+os.execvp('sleep', ['sleep', sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("kind", [*KINDS, NoGroupsLandlockSandbox])
+async def test_what_serves_the_files_does_not_answer_for_daemons(
+    kind: type[ProcessSandbox],
+) -> None:
+    marker = new_marker()
+    async with kind({"cpu_time_limit": 1}) as box:
+        await box.files.write("busy.py", BUSY_THEN_IDLE)
+        for _ in range(2):  # both together use more than one call may
+            await box.execute_command(f"setsid python3 busy.py {marker} >/dev/null 2>&1 &")
+        with anyio.fail_after(20):
+            while [Path(f"/proc/{pid}/comm").read_text() for pid in find_processes(marker)] != [
+                "sleep\n", "sleep\n"
+            ]:  # fmt: skip
+                await anyio.sleep(0.01)
+        assert await box.files.read_text("busy.py") == BUSY_THEN_IDLE
 
 
 OWNER = """

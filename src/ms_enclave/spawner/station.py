@@ -123,7 +123,7 @@ class Process:
         self.inodes = request["inodes"]
         self.largest_file = request["rlimits"][str(_FSIZE)][0]
         self.began = time.time()
-        self.before: dict[int, int] = {}  # who was in the slot already
+        self.before: dict[int, int] | None = {}  # who was in the slot already
         self.cause: str | None = None
         self.ended = False
         self.peak = 0
@@ -617,7 +617,7 @@ class Station:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"lost": "the sandbox is gone"}
-        before = {} if self.groups.complete else survey.standing(box.slot)
+        before = self.before(request, box)
         group = box.group.child(request["memory"], request["pids"], request["cpu"])
         try:
             self.bound_store(box, (request["disk"], request["inodes"]))
@@ -648,6 +648,13 @@ class Station:
         self.processes[process.number] = process
         self.by_pid[pid] = process
         return {"ok": {"pid": 0 if box.once else survey.inner_pid(pid)}}
+
+    def before(self, request: SpawnRequest, box: Box) -> dict[int, int] | None:
+        """Who is in the sandbox already, and so none of a new run's daemons. None for what serves
+        the files: it starts none, and those of every later run were born in its time, too."""
+        if request["kind"] == "guest":
+            return None
+        return {} if self.groups.complete else survey.standing(box.slot)
 
     def choose_processors(self, box: Box, cores: float | None) -> set[int]:
         """Which a process may use: all, or where no group holds its time, as many as it may have

@@ -183,16 +183,18 @@ def standing(place: Place) -> dict[int, int]:
     return {pid: int(fields[19]) for pid, fields in place.members().items()}
 
 
-def _of_run(members: Members, main: int, before: Mapping[int, int], others: set[int]) -> Members:
+def _of_run(
+    members: Members, main: int, before: Mapping[int, int] | None, others: set[int]
+) -> Members:
     """The members that descend from `main`: by parent, or orphans that were not there before it
-    and that no other run's process is an ancestor of."""
+    and that no other run's process is an ancestor of. Without orphans where `before` is None."""
     chosen: Members = {}
     for pid, fields in members.items():
         top, parent = pid, int(fields[1])
         while top not in others and top != main and parent in members:
             top, parent = parent, int(members[parent][1])
-        orphan = top not in others and before.get(top) != int(members[top][19])
-        if top == main or orphan:
+        is_new = before is not None and before.get(top) != int(members[top][19])
+        if top == main or (is_new and top not in others):
             chosen[pid] = fields
     return chosen
 
@@ -200,7 +202,7 @@ def _of_run(members: Members, main: int, before: Mapping[int, int], others: set[
 def usage(
     members: Members,
     main: int,
-    before: Mapping[int, int],
+    before: Mapping[int, int] | None,
     others: set[int],
     most: int | None = None,
 ) -> Usage:
@@ -239,7 +241,9 @@ def _share(pid: int, resident: int) -> int:
     return sizes.get(b"Pss:", 0) - sizes.get(b"Pss_File:", 0)
 
 
-def kill_descendants(place: Place, main: int, before: Mapping[int, int], others: set[int]) -> int:
+def kill_descendants(
+    place: Place, main: int, before: Mapping[int, int] | None, others: set[int]
+) -> int:
     """Kill a run with all that descends from it; returns how many were there."""
     return stop_and_kill(lambda: _of_run(place.members(), main, before, others))
 
