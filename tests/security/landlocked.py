@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import Any
 
 from tests.security.boxes import LandlockSandbox
@@ -38,12 +39,17 @@ class UnscopedAndUnfiltered(Unfiltered, Unscoped):
 
 
 class OpenFiles(LandlockSandbox):
-    """Without rules about files."""
+    """Without rules about files.
+
+    The folder of temporary files has a rule of its own: it may be a file system of its own, and a
+    file moves only between folders that have the same rights by rules on that one.
+    """
 
     def _station_plan(self) -> dict[str, Any]:
         plan = super()._station_plan()
-        everything = {"source": "/", "target": "/", "writable": True}
-        return {**plan, "binds": [*plan["binds"], everything]}
+        everywhere = ("/", tempfile.gettempdir())
+        opened = [{"source": path, "target": path, "writable": True} for path in everywhere]
+        return {**plan, "binds": [*plan["binds"], *opened]}
 
 
 class Bare(OpenFiles, Unfiltered):

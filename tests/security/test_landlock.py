@@ -50,6 +50,7 @@ def somebody_else() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", "bystander"],
         env={"SECRET": "in the environment"},
+        start_new_session=True,  # a group that can be named in whatever namespace this runs in
     ) as process:
         try:
             yield process
@@ -96,8 +97,6 @@ async def test_a_file_of_the_host_cannot_be_read(outside: Path, way: str) -> Non
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "by a second name"])
 async def test_control_without_rules_a_file_can_be_read(outside: Path, way: str) -> None:
-    if way == "by moving it" and outside.stat().st_dev != os.stat(tempfile.gettempdir()).st_dev:
-        pytest.skip("the temporary folder is no single file system here")
     async with OpenFiles() as box:
         result = await box.run_code("import os\n" + WAYS[way].format(path=str(outside / "canary")))
     assert result.stdout.strip() == "secret", result.stderr
@@ -320,7 +319,7 @@ async def test_calls_of_one_sandbox_can_signal_each_other() -> None:
     async with LandlockSandbox() as box:
         started = await box.execute_command("sleep 600 >/dev/null 2>&1 & echo $!")
         pid = int(started.stdout)
-        assert (await box.execute_command(["kill", "-9", str(pid)])).exit_code == 0
+        assert (await box.execute_command(f"kill -9 {pid}")).exit_code == 0
 
 
 async def test_which_processes_there_are_is_no_secret() -> None:
