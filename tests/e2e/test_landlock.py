@@ -140,6 +140,13 @@ async def test_whatever_is_killed_of_it_nothing_is_left(victim: str) -> None:
         assert (await another.execute_command("echo works")).stdout == "works\n"
 
 
+async def test_the_end_of_one_is_not_the_end_of_another() -> None:
+    async with LandlockSandbox() as one:
+        async with LandlockSandbox() as other:
+            await other.execute_command("true")
+        assert (await one.execute_command("echo alive")).stdout == "alive\n"
+
+
 async def test_what_killed_stations_leave_the_next_one_removes() -> None:
     box = LandlockSandbox()
     await box.start()

@@ -69,6 +69,7 @@ class Yard:
 
     first_id = None
     layered = False
+    home = None
     servants = 0  # they are allowed for in the limit itself
 
     def __init__(
