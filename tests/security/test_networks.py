@@ -80,7 +80,9 @@ async def test_one_that_nobody_has_used_is_used_again(manager: LocalSandboxManag
 
 
 @pytest.mark.parametrize("trace", TRACES)
-async def test_one_with_a_trace_of_its_user_is_not(manager: LocalSandboxManager, trace: str) -> None:
+async def test_one_with_a_trace_of_its_user_is_not(
+    manager: LocalSandboxManager, trace: str
+) -> None:
     _, untouched = parsed((await manager.run_code(LOOK)).stdout)
     cookie, _ = parsed((await manager.run_code(LOOK + TRACES[trace])).stdout)
     for _ in range(RUNS):

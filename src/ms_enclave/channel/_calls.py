@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _SHOWN = 4096
+_MOVES_MUCH = frozenset({"read", "write", "get_archive", "put_archive"})
 INT64 = 1 << 63
 
 _ERRNOS = frozenset(
@@ -57,7 +58,9 @@ class GuestCalls:
 
     async def _open(self, operation: str, **body: Any) -> Call:
         try:
-            return await self._connection.open({"op": operation, **body})
+            return await self._connection.open(
+                {"op": operation, **body}, wide=operation in _MOVES_MUCH
+            )
         except protocol.FrameError:
             limit = protocol.MAX_BODY >> 20
             raise ConfigError(f"More than {limit} MiB: too long for one request") from None

@@ -35,6 +35,10 @@ MAX_LASTING = 400
 """Calls at a time that last as long as somebody wants, as a connection to a port. They take no room
 from the others; further ones are refused, because nobody knows how long they would wait."""
 
+MAX_WIDE = 32
+"""Calls at a time whose windows are wide; a guest can make us hold as much. Further ones are as the
+others."""
+
 _CHUNK = protocol.MAX_PAYLOAD
 _RECEIVE = 1 << 18
 _OUT_HIGH = 1 << 18
@@ -73,16 +77,23 @@ class _News:
 class _Inbox:
     """What has come on one channel of a call and was not taken yet; at most a window."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int) -> None:
         self.chunks: deque[bytes] = deque()
-        self.window = protocol.ReceiveWindow()
+        self.window = protocol.ReceiveWindow(window)
 
     def take(self, limit: int) -> bytes:
-        chunk = self.chunks.popleft()
-        if len(chunk) > limit:
-            self.chunks.appendleft(chunk[limit:])
-            chunk = chunk[:limit]
-        return chunk
+        """The next bytes, as many as there are up to a limit: each piece costs its taker a hop."""
+        if len(self.chunks) == 1 and len(self.chunks[0]) <= limit:
+            return self.chunks.popleft()
+        parts: list[bytes] = []
+        while self.chunks and limit > 0:
+            chunk = self.chunks.popleft()
+            if len(chunk) > limit:
+                self.chunks.appendleft(chunk[limit:])
+                chunk = chunk[:limit]
+            limit -= len(chunk)
+            parts.append(chunk)
+        return b"".join(parts)
 
 
 class Call:
@@ -92,7 +103,7 @@ class Call:
     waited for, and what still comes for it is dropped.
     """
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int, window: int) -> None:
         self.number = number
         self.ended = False
         self.closed = False
@@ -101,8 +112,9 @@ class Call:
         self._connection = connection
         self._result: dict[str, Any] = {}
         self._error: dict[str, Any] | None = None
-        self._send_windows = [protocol.SendWindow() for _ in range(protocol.MAX_CHANNEL + 1)]
-        self._inboxes = [_Inbox() for _ in range(protocol.MAX_CHANNEL + 1)]
+        channels = range(protocol.MAX_CHANNEL + 1)
+        self._send_windows = [protocol.SendWindow(window) for _ in channels]
+        self._inboxes = [_Inbox(window) for _ in channels]
 
     # --- for whoever called ---
 
@@ -123,31 +135,41 @@ class Call:
             raise CallFailed(self._error)
         return self._result
 
-    async def receive(self, channel: int = 0, limit: int = _CHUNK) -> bytes:
+    async def receive(self, channel: int = 0, limit: int = protocol.WIDE_WINDOW) -> bytes:
         """The next bytes on a channel, b"" when no more will come. Cancelled, it loses nothing.
 
         Raises:
             CallFailed, SandboxLostError: as `result`.
         """
+        if not await self._has_come(channel):
+            return b""
+        return self._consumed(self._inboxes[channel].take(limit), channel)
+
+    async def receive_page(self) -> bytes:
+        """The next whole frame of data, b"" when no more will come."""
+        if not await self._has_come(0):
+            return b""
+        return self._consumed(self._inboxes[0].chunks.popleft(), 0)
+
+    async def _has_come(self, channel: int) -> bool:
+        """Wait for data on a channel; False when no more will come."""
         inbox = self._inboxes[channel]
         while not inbox.chunks:
             if self.ended:
                 self._outcome()
             if self.ended or inbox.window.ended:
-                return b""
+                return False
             if self.closed:
                 raise anyio.ClosedResourceError
             self._connection.check()
             await self.news.wait()
-        data = inbox.take(limit)
-        granted = inbox.window.consume(len(data))
+        return True
+
+    def _consumed(self, data: bytes, channel: int) -> bytes:
+        granted = self._inboxes[channel].window.consume(len(data))
         if granted and not self.ended and not self.closed:
             self._connection.grant(self.number, channel, granted)
         return data
-
-    async def receive_page(self) -> bytes:
-        """The next whole frame of data, b"" when no more will come."""
-        return await self.receive(0, protocol.MAX_PAYLOAD)
 
     async def send(self, data: bytes, channel: int = 0) -> bool:
         """Send bytes as the guest takes them. False: the call has ended, nobody wants them.
@@ -178,7 +200,8 @@ class Call:
             if not window.credit:
                 await self.news.wait()
             elif self._connection.is_full:
-                await self._connection.room.wait()
+                self._connection.wait_for_room(self)
+                await self.news.wait()
             else:
                 chunk = data[start : start + min(window.credit, _CHUNK)]
                 window.take(len(chunk))
@@ -259,7 +282,6 @@ class Connection:
     def __init__(
         self, stream: ByteStream, wake: Callable[[], Coroutine[Any, Any, object]] | None = None
     ) -> None:
-        self.room = _News()
         self.greeting: dict[str, Any] | None = None
         self._stream = stream
         self._decoder = protocol.Decoder()
@@ -268,8 +290,10 @@ class Connection:
         self._free = anyio.Semaphore(MAX_CALLS)
         self._ordinary: set[int] = set()
         self._lasting: set[int] = set()
+        self._wide: set[int] = set()
         self._out: deque[bytes] = deque()
         self._out_size = 0
+        self._wanting_room: set[Call] = set()
         self._grants: dict[tuple[int, int], int] = {}
         self._news = _News()
         self._failure: SandboxLostError | None = None
@@ -345,7 +369,7 @@ class Connection:
         self._out.clear()
         self._out_size = 0
         self._grants.clear()
-        self.room.tell()
+        self._wanting_room.clear()
         self._news.tell()
         for call in self._calls.values():
             call.news.tell()
@@ -362,34 +386,51 @@ class Connection:
     # --- calls ---
 
     async def open(
-        self, body: dict[str, Any], *, urgent: bool = False, lasting: bool = False
+        self,
+        body: dict[str, Any],
+        *,
+        urgent: bool = False,
+        lasting: bool = False,
+        wide: bool = False,
     ) -> Call:
         """Begin a call, waiting while there are too many; an urgent or lasting one never waits.
+
+        `wide` asks for more bytes under way, for calls that move many.
 
         Raises:
             ValueError: the request is too long.
             OSError: `EMFILE`, there are too many lasting ones.
             SandboxLostError: the connection has ended.
         """
-        protocol.encode_request(1, body)  # before anything is taken: it may be refused
+        protocol.encode_request(1, {**body, "wide": True})  # before anything is taken
         if lasting and len(self._lasting) >= MAX_LASTING:
             text = f"{MAX_LASTING} connections and the like to the sandbox are open"
             raise OSError(errno.EMFILE, text)
-        if not (urgent or lasting):
-            await self._free.acquire()
-            if self._failure is not None:
-                self._free.release()  # for the next one who waits, to learn of it as well
+        ordinary = not (urgent or lasting)
+        if ordinary:
+            await self._wait_its_turn()
         self.check()
+        if wide and len(self._wide) < MAX_WIDE:
+            body = {**body, "wide": True}
+        else:
+            wide = False
         number = self._last = self._last + 1
-        if lasting:
-            self._lasting.add(number)
-        elif not urgent:
-            self._ordinary.add(number)
-        call = self._calls[number] = Call(self, number)
+        for kind, numbers in (
+            (ordinary, self._ordinary), (lasting, self._lasting), (wide, self._wide)
+        ):  # fmt: skip
+            if kind:
+                numbers.add(number)
+        window = protocol.WIDE_WINDOW if wide else protocol.WINDOW
+        call = self._calls[number] = Call(self, number, window)
         for frame in protocol.encode_request(number, body):
             self.put(frame)
         self._listen()
         return call
+
+    async def _wait_its_turn(self) -> None:
+        await self._free.acquire()
+        if self._failure is not None:
+            self._free.release()  # for the next one who waits, to learn of it as well
 
     def give_up(self, call: Call) -> None:
         """Cancel a call unless it has ended; its number stays taken until the guest agrees."""
@@ -424,6 +465,15 @@ class Connection:
         """Whether enough waits to be sent."""
         return self._out_size >= _OUT_HIGH and self._failure is None
 
+    def wait_for_room(self, call: Call) -> None:
+        """Have a call told when less waits to be sent."""
+        self._wanting_room.add(call)
+
+    def _tell_of_room(self) -> None:
+        waiting, self._wanting_room = self._wanting_room, set()
+        for call in waiting:
+            call.news.tell()
+
     def put(self, frame: bytes) -> None:
         """Have a frame sent, after those before it."""
         if self._failure is None:
@@ -443,7 +493,7 @@ class Connection:
                 batch = self._next_batch()
                 if batch:
                     await self._stream.send(batch)
-                    self.room.tell()
+                    self._tell_of_room()
                 else:
                     await self._news.wait()
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
@@ -501,6 +551,7 @@ class Connection:
         del self._calls[number]
         self._drop_grants(number)
         self._lasting.discard(number)
+        self._wide.discard(number)
         if number in self._ordinary:
             self._ordinary.discard(number)
             self._free.release()

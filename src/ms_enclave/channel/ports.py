@@ -46,7 +46,8 @@ class GuestPorts(GuestCalls):
             PortRefusedError: nothing takes connections there.
             OSError: `EMFILE`, too many connections are open.
         """
-        call = await self._connection.open({"op": "connect", "port": port}, lasting=True)
+        body = {"op": "connect", "port": port}
+        call = await self._connection.open(body, lasting=True, wide=True)
         stream = GuestPort(self._connection, call, port)
         try:
             await stream.connected()

@@ -46,8 +46,9 @@ class Call:
         self.loop = sender.loop
         self.child: Any = None
         """The program, where the call is one."""
-        self._send_windows = [protocol.SendWindow() for _ in range(protocol.MAX_CHANNEL + 1)]
-        self._receive_window = protocol.ReceiveWindow()
+        window = protocol.WIDE_WINDOW if self.flag("wide") else protocol.WINDOW
+        self._send_windows = [protocol.SendWindow(window) for _ in range(protocol.MAX_CHANNEL + 1)]
+        self._receive_window = protocol.ReceiveWindow(window)
         self._inbox: collections.deque[bytes] = collections.deque()
 
     def wake(self) -> None:

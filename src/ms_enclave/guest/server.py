@@ -135,7 +135,8 @@ class _Server:
     def _flush(self) -> None:
         while self._out and self._open:
             try:
-                sent = self._connection.send(memoryview(self._out)[:_RECEIVE].tobytes())
+                with memoryview(self._out) as waiting, waiting[:_RECEIVE] as piece:
+                    sent = self._connection.send(piece)
             except BlockingIOError:
                 break
             del self._out[:sent]

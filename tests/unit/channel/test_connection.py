@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ms_enclave.channel import ProtocolError, SpawnRequest
-from ms_enclave.errors import ConfigError, EnclaveError, SandboxLostError
+from ms_enclave.channel._connection import MAX_CALLS, MAX_LASTING, MAX_WIDE
+from ms_enclave.errors import ConfigError, EnclaveError, PortRefusedError, SandboxLostError
 from ms_enclave.guest import protocol
 from ms_enclave.guest.protocol import Decoder, encode
 from tests.support.guests import hostile_guest
@@ -416,7 +417,7 @@ async def test_a_write_that_fails_early_does_not_ask_for_the_rest() -> None:
         await far.send(error(number, errno=errno.ENOSPC))
         with pytest.raises(OSError, match="No space left"):
             await call
-        assert asked < 100
+        assert asked < 100 + protocol.WIDE_WINDOW // 10_000
 
 
 async def test_more_calls_than_there_are_numbers_for_wait_and_end_with_the_connection() -> None:
@@ -464,19 +465,131 @@ async def test_a_guest_that_never_reads_costs_no_more_than_a_window() -> None:
 async def test_who_reads_slowly_stops_the_guest_and_gets_everything() -> None:
     async with connected() as (connection, far):
         task = asyncio.create_task(read(connection))
-        number, _ = await far.next_request()
-        credit, sent = protocol.WINDOW, 0
+        number, asked = await far.next_request()
+        assert asked["wide"] is True
+        window = credit = protocol.WIDE_WINDOW
+        sent = 0
         while sent < 20 * MIB:
             if credit < 60_000:
                 _, _, _, payload = await far.next(protocol.CREDIT)
                 credit += protocol.load_credit(payload)
-                assert credit <= protocol.WINDOW
+                assert credit <= window
                 continue
             await far.send(encode(protocol.DATA, number, bytes(60_000)))
             credit -= 60_000
             sent += 60_000
         await far.send(result(number))
         assert len(await task) == sent
+
+
+async def test_only_so_many_calls_have_wide_windows() -> None:
+    async with connected() as (connection, far):
+        tasks = [asyncio.create_task(read(connection)) for _ in range(MAX_WIDE + 1)]
+        asked = [await far.next_request() for _ in tasks]
+        assert [body.get("wide") for _, body in asked] == [True] * MAX_WIDE + [None]
+        await far.send(result(asked[0][0]))  # its room is free again
+        await tasks[0]
+        tasks.append(asyncio.create_task(read(connection)))
+        asked.append(await far.next_request())
+        assert asked[-1][1]["wide"] is True
+        for number, _ in asked[1:]:
+            await far.send(result(number))
+        await asyncio.gather(*tasks)
+
+
+# --- ports ---
+
+
+async def test_a_port_answers_for_itself() -> None:
+    async with connected() as (connection, far):
+        opening = asyncio.create_task(connection.connect_port(80))
+        number, asked = await far.next_request()
+        assert (asked["op"], asked["port"]) == ("connect", 80)
+        await far.send(error(number, errno=errno.ECONNREFUSED))
+        with pytest.raises(PortRefusedError, match="80"):
+            await opening
+        opening = asyncio.create_task(connection.connect_port(80))
+        number, _ = await far.next_request()
+        await far.send(error(number, errno=errno.EMFILE))
+        with pytest.raises(OSError, match="Too many open files"):
+            await opening
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda number: result(number),
+        lambda number: encode(protocol.EVENT, number, protocol.dump({"connected": 1})),
+        lambda number: encode(protocol.EVENT, number, protocol.dump({"pid": 1})),
+    ],
+    ids=["ended", "not-true", "another"],
+)
+async def test_a_connection_that_is_none_ends_every_call(frame: Callable[[int], bytes]) -> None:
+    async with connected() as (connection, far):
+        opening = asyncio.create_task(connection.connect_port(80))
+        number, _ = await far.next_request()
+        await far.send(frame(number))
+        with pytest.raises(ProtocolError):
+            await opening
+        assert connection.is_lost
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [80], [80, "a", 1, "x", 2], ["80", "a", 1, "x"], [True, "a", 1, "x"], [0, "a", 1, "x"],
+        [65536, "a", 1, "x"], [80, 1, 1, "x"], [80, "a", "1", "x"], [80, "a", -1, "x"],
+        [80, "a", 1 << 31, "x"], [80, "a", 1, 2],
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_port_that_is_none_ends_every_call(entry: list[Any]) -> None:
+    async with connected() as (connection, far):
+        asking = asyncio.create_task(connection.ports())
+        number, _ = await far.next_request()
+        await far.send(encode(protocol.DATA, number, protocol.dump([entry])))
+        with pytest.raises(ProtocolError):
+            await asking
+
+
+async def test_what_a_guest_says_of_ports_is_cut() -> None:
+    async with connected() as (connection, far):
+        asking = asyncio.create_task(connection.ports())
+        number, _ = await far.next_request()
+        page = [[80, "a" * 9999, None, "\ud800" + "x" * 9999]]
+        await far.send(encode(protocol.DATA, number, protocol.dump(page)), result(number))
+        (found,) = await asking
+        assert (len(found.address), len(found.process or "")) == (64, 64)
+        found.model_dump_json()
+
+
+async def test_more_ports_than_there_can_be_end_every_call() -> None:
+    async with connected() as (connection, far):
+        asking = asyncio.create_task(connection.ports())
+        number, _ = await far.next_request()
+        page = encode(protocol.DATA, number, protocol.dump([[80, "a", 1, "x"]] * 1000))
+        with pytest.raises(ProtocolError):
+            await asyncio.gather(asking, far.send(page * 9))
+
+
+async def test_too_many_connections_are_refused_and_take_no_room_from_others() -> None:
+    async with connected() as (connection, far):
+        opening = [asyncio.create_task(connection.connect_port(80)) for _ in range(MAX_LASTING)]
+        numbers = [(await far.next_request())[0] for _ in opening]
+        with pytest.raises(OSError, match="are open") as caught:
+            await connection.connect_port(80)
+        assert caught.value.errno == errno.EMFILE
+        others = [asyncio.create_task(connection.exists("f")) for _ in range(MAX_CALLS)]
+        for _ in others:
+            await far.send(result((await far.next_request())[0], exists=True))
+        assert all(await asyncio.gather(*others))
+        await far.send(*(error(number, errno=errno.ECONNREFUSED) for number in numbers))
+        await asyncio.wait(opening)
+        assert {type(task.exception()) for task in opening} == {PortRefusedError}
+        again = asyncio.create_task(connection.connect_port(80))
+        number, _ = await far.next_request()
+        await far.send(encode(protocol.EVENT, number, protocol.dump({"connected": True})))
+        (await again).close()
 
 
 # --- fuzz ---
