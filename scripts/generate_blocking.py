@@ -119,6 +119,17 @@ SPECS = (
     Spec("boxes/files.py", "Files", "_files"),
     Spec("boxes/ports.py", "PortStream", "_ports"),
     Spec(
+        "boxes/commands.py",
+        "Command",
+        "_commands",
+        attributes={
+            "id": "str",
+            "pid": "int",
+            "command": "str | list[str]",
+            "tag": "str | None",
+        },
+    ),
+    Spec(
         "boxes/base.py",
         "Sandbox",
         "_base",
@@ -456,6 +467,7 @@ class Writer:
                 "from typing import TYPE_CHECKING, Any, cast",
                 "import anyio.to_thread",
                 "from ms_enclave.boxes import base as _base",
+                "from ms_enclave.boxes import commands as _commands",
                 "from ms_enclave.boxes import factory as _factory",
                 "from ms_enclave.boxes import files as _files",
                 "from ms_enclave.boxes import ports as _ports",

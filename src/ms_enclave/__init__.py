@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         model,
     )
     from ms_enclave.boxes import (
+        Command,
         Files,
         PortStream,
         Sandbox,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ms_enclave.errors import (
         AuthenticationError,
         CapabilityError,
+        CommandNotFoundError,
         ConfigError,
         EnclaveError,
         EngineUnavailableError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         register_manager,
     )
     from ms_enclave.model import (
+        CommandInfo,
         CommandResult,
         Diagnosis,
         DockerNotebookConfig,
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
         HealthCheckResult,
         IsolationReport,
         Limits,
+        OutputChunk,
+        OutputEvent,
         PortInfo,
         Problem,
         ProcessSandboxConfig,
@@ -109,6 +114,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "CapabilityError",
+    "Command",
+    "CommandInfo",
+    "CommandNotFoundError",
     "CommandResult",
     "ConfigError",
     "Diagnosis",
@@ -132,6 +140,8 @@ __all__ = [
     "Limits",
     "LocalSandboxManager",
     "MultiCodeExecutor",
+    "OutputChunk",
+    "OutputEvent",
     "PoolEmptyError",
     "PoolTimeoutError",
     "PortInfo",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio.to_thread
 
 from ms_enclave.boxes import base as _base
+from ms_enclave.boxes import commands as _commands
 from ms_enclave.boxes import factory as _factory
 from ms_enclave.boxes import files as _files
 from ms_enclave.boxes import ports as _ports
@@ -38,10 +39,13 @@ if TYPE_CHECKING:
     from ms_enclave.boxes._relay import Sink
     from ms_enclave.manager._policy import Clock
     from ms_enclave.model import (
+        CommandInfo,
         CommandResult,
         FileInfo,
         IsolationReport,
         Limits,
+        OutputChunk,
+        OutputEvent,
         PortInfo,
         SandboxConfig,
         SandboxInfo,
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from ms_enclave.tools.base import Tool
 
 __all__ = [
+    "Command",
     "Files",
     "LocalSandboxManager",
     "PortStream",
@@ -255,6 +260,107 @@ class PortStream:
         call(self._target.__aexit__, exc_type, exc, traceback)
 
 
+class Command:
+    """A command that runs on by itself, like a `Popen`. A handle: dropping it changes nothing.
+
+    What it prints is taken in whether it is read or not, so it never waits for a reader. The
+    newest output is held in memory and older output in the sandbox's own files, up to the output
+    limit; what is older still is lost, and `lost` says how much.
+
+    Raises, from every method:
+        SandboxStateError: the sandbox is not running; its commands have ended with it.
+        SandboxLostError: the sandbox was lost.
+    """
+
+    def __init__(self, target: _commands.Command) -> None:
+        self._target = target
+
+    @property
+    def id(self) -> str:
+        """As the async one has it."""
+        return self._target.id
+
+    @property
+    def pid(self) -> int:
+        """As the async one has it."""
+        return self._target.pid
+
+    @property
+    def command(self) -> str | list[str]:
+        """As the async one has it."""
+        return self._target.command
+
+    @property
+    def tag(self) -> str | None:
+        """As the async one has it."""
+        return self._target.tag
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; then its exit code, as in `CommandResult`."""
+        return self._target.returncode
+
+    def events(self, *, after: int = 0) -> Iterator[OutputEvent]:
+        """What it prints, from a cursor on, as it comes; ends with the command.
+
+        Raises:
+            ConfigError: `after` is not a cursor that it has had.
+        """
+        return iterate(self._target.events, after=after)
+
+    def read(self, *, after: int = 0, max_bytes: int = 1 << 20, wait: float = 0.0) -> OutputChunk:
+        """What it has printed from a cursor on, on all its streams in the order in which it came.
+
+        Args:
+            after: a cursor that an event or a chunk gave; 0 for the beginning.
+            max_bytes: at most so many, and never more than 16 MiB.
+            wait: seconds to wait for something where there is nothing yet.
+
+        Raises:
+            ConfigError: an argument is not valid, or `after` is not a cursor that it has had.
+        """
+        return call(self._target.read, after=after, max_bytes=max_bytes, wait=wait)
+
+    def write(self, data: bytes | str) -> None:
+        """Give it input; waits while it does not read what it was given before.
+
+        Raises:
+            SandboxStateError: it was started without `stdin=True`, or its input was closed.
+            BrokenPipeError: it has ended, or reads no more.
+        """
+        call(self._target.write, data)
+
+    def close_stdin(self) -> None:
+        """Its input ends here. Nothing happens where it has ended already.
+
+        Raises:
+            SandboxStateError: it was started without `stdin=True`.
+        """
+        call(self._target.close_stdin)
+
+    def send_signal(self, signal: int | str) -> None:
+        """Send it a signal, by number or name ("INT", "SIGINT"); nothing where it has ended.
+
+        Raises:
+            ConfigError: there is no such signal.
+        """
+        call(self._target.send_signal, signal)
+
+    def kill(self) -> None:
+        """End it with everything that it started; returns when that is gone."""
+        call(self._target.kill)
+
+    def wait(self, timeout: float | None = None) -> CommandResult:
+        """Wait for its end and give its result, with the newest output up to the output limit.
+
+        May be called any number of times, by many.
+
+        Raises:
+            TimeoutError: it did not end within `timeout` seconds; it runs on.
+        """
+        return call(self._target.wait, timeout)
+
+
 class Sandbox:
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
@@ -337,6 +443,66 @@ class Sandbox:
     def cleanup(self) -> None:
         """Leave nothing behind: the same as `stop`."""
         call(self._target.cleanup)
+
+    def start_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bool = False,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        tag: str | None = None,
+    ) -> Command:
+        """Start a program that runs on: a string is a shell line, a list is an argv.
+
+        It outlives its handle and every call, and ends with the sandbox at the latest. The other
+        arguments are those of `execute_command`.
+
+        Args:
+            stdin: whether it is given input, by `write`; otherwise its input is empty.
+            timeout: seconds after which it is ended with everything that it started; never, where
+                neither this nor `limits` says so: the config's is for calls that wait.
+            tag: a line to know it by in `list_commands`.
+
+        Raises:
+            ConfigError: an argument is none that a program could be given.
+            QuotaExceededError: 1,000 commands of the sandbox are running.
+            SandboxStateError: the sandbox is not running.
+            SandboxLostError: the sandbox failed; never the program.
+        """
+        return Command(
+            call(
+                self._target.start_command,
+                command,
+                stdin=stdin,
+                timeout=timeout,
+                cwd=cwd,
+                env=env,
+                user=user,
+                limits=limits,
+                tag=tag,
+            )
+        )
+
+    def get_command(self, command_id: str) -> Command:
+        """A handle of a command that `start_command` started, also of one that has ended lately.
+
+        Raises:
+            CommandNotFoundError: the sandbox knows none of that id.
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        return Command(call(self._target.get_command, command_id))
+
+    def list_commands(self) -> list[CommandInfo]:
+        """The commands that `start_command` started, oldest first; those that ended lately, too.
+
+        Raises:
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        return call(self._target.list_commands)
 
     def list_ports(self) -> list[PortInfo]:
         """The TCP ports on which programs of the sandbox take connections, sorted by port.

@@ -5,6 +5,7 @@
     ├── UnknownTypeError (ValueError)       nothing is registered under that name
     ├── SandboxNotFoundError (ValueError)   no sandbox has that id
     ├── ToolNotFoundError (ValueError)      the sandbox has no such tool
+    ├── CommandNotFoundError (ValueError)   the sandbox has no command of that id
     ├── SandboxStateError (ValueError)      not in the state that the call needs
     ├── CapabilityError (NotImplementedError)   this kind of box cannot do it
     ├── IsolationUnavailableError (RuntimeError)    this machine cannot build the walls
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "CapabilityError",
+    "CommandNotFoundError",
     "ConfigError",
     "EnclaveError",
     "EngineUnavailableError",
@@ -123,6 +125,17 @@ class ToolNotFoundError(EnclaveError, ValueError):
 
     code = "tool_not_found"
     http_status = 404
+
+
+class CommandNotFoundError(EnclaveError, ValueError):
+    """The sandbox has no command of that id: it never had, or has forgotten it since its end."""
+
+    code = "command_not_found"
+    http_status = 404
+
+    def __init__(self, command_id: str, *, remedy: str | None = None) -> None:
+        super().__init__(f"Command {command_id} not found", remedy=remedy)
+        self.command_id = command_id
 
 
 class SandboxStateError(EnclaveError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ms_enclave.testing import (
+    BackgroundContract,
     CodeContract,
     CommandContract,
     FilesContract,
@@ -22,7 +23,9 @@ from tests.contract.boxes import (
 )
 
 
-class ProgramsContract(CommandContract, CodeContract, SandboxBoundsContract, SandboxLifeContract):
+class ProgramsContract(
+    CommandContract, BackgroundContract, CodeContract, SandboxBoundsContract, SandboxLifeContract
+):
     """What depends on how programs are started and ended; files do not."""
 
 

@@ -67,6 +67,7 @@ class SubprocessSandbox(Sandbox):
         stack.push_async_callback(anyio.to_thread.run_sync, shutil.rmtree, folder, True)
         os.chmod(folder, 0o755)
         self.config.working_dir = os.path.realpath(folder)
+        self._output_folder = f"{self.config.working_dir}/.commands"
         self._child: subprocess.Popen[bytes] | None = None
         self._others: list[subprocess.Popen[bytes]] = []
         stack.push_async_callback(anyio.to_thread.run_sync, self._end)

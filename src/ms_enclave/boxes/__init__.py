@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ms_enclave.boxes.base import Sandbox
+    from ms_enclave.boxes.commands import Command
     from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
     from ms_enclave.boxes.files import Files
     from ms_enclave.boxes.ports import PortStream
 
-__all__ = ["Files", "PortStream", "Sandbox", "SandboxFactory", "register_sandbox"]
+__all__ = ["Command", "Files", "PortStream", "Sandbox", "SandboxFactory", "register_sandbox"]
 
 _HOMES = {
+    "Command": "commands",
     "Files": "files",
     "PortStream": "ports",
     "Sandbox": "base",

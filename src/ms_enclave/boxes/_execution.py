@@ -38,7 +38,9 @@ __all__ = [
     "execute",
     "format_seconds",
     "judge",
+    "kill",
     "result",
+    "wait_for_end",
 ]
 
 logger = logging.getLogger(__name__)
@@ -295,7 +297,7 @@ async def _attend(process: Process, job: Job, seen: Observation, relay: Relay | 
             take = _taker(name, capture, relay)
             group.start_soon(_pump, process, stream, take, capture, seen, job.limits)
         try:
-            await _wait(process, job.limits.timeout, seen)
+            await wait_for_end(process, job.limits.timeout, seen)
             await _settle(seen)
         except SandboxLostError as error:
             seen.lost = error
@@ -308,20 +310,21 @@ def _taker(name: str, capture: Capture, relay: Relay | None) -> Callable[[bytes]
     return lambda data: relay.put(name, capture.feed(data))
 
 
-async def _wait(process: Process, timeout: float, seen: Observation) -> None:
+async def wait_for_end(process: Process, timeout: float, seen: Observation) -> None:
     """Wait for the process itself, not for its streams: it may close them and go on."""
     with anyio.move_on_after(seen.started + timeout - time.monotonic()):
         seen.ended = await process.wait()
         return
     seen.timed_out = True
-    await _kill(process)
+    await kill(process)
     with anyio.move_on_after(KILL_BOUND):
         seen.ended = await process.wait()
     if seen.ended is None:
         raise SandboxLostError("The sandbox did not report the end of a killed command")
 
 
-async def _kill(process: Process) -> None:
+async def kill(process: Process) -> None:
+    """Kill a process with everything below it. Raises SandboxLostError if that takes too long."""
     with anyio.move_on_after(KILL_BOUND) as scope:
         await process.kill()
     if scope.cancelled_caught:
@@ -330,7 +333,7 @@ async def _kill(process: Process) -> None:
 
 async def _kill_quietly(process: Process) -> None:
     try:
-        await _kill(process)
+        await kill(process)
     except SandboxLostError:
         # Another failure, or the caller's cancellation, is under way and must not be replaced.
         logger.exception("a command could not be killed after its call had ended")
@@ -364,7 +367,7 @@ async def _pump(
             take(await stream.receive(STDIN_CHUNK))
             if capture.exceeded and limits.output_action == "kill" and not seen.output_killed:
                 seen.output_killed = True
-                await _kill(process)
+                await kill(process)
     except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass
     except SandboxLostError as error:  # reported once, by whoever waits for the process
@@ -386,8 +389,14 @@ async def _feed(stream: ByteSendStream | None, source: bytes | BinaryIO) -> None
         return
 
 
-def result(job: Job, seen: Observation, began: datetime) -> CommandResult:
-    """What is said of a process that was seen to its end. Raises SandboxLostError."""
+def result(
+    job: Job, seen: Observation, began: datetime, *, wall: float | None = None
+) -> CommandResult:
+    """What is said of a process that was seen to its end. Raises SandboxLostError.
+
+    Args:
+        wall: seconds that it took; until now if None.
+    """
     if seen.ended is None:
         raise SandboxLostError("The sandbox did not report the end of the command")
     ended = seen.ended
@@ -395,7 +404,7 @@ def result(job: Job, seen: Observation, began: datetime) -> CommandResult:
     stdout, stdout_lost = seen.stdout.text()
     stderr, stderr_lost = seen.stderr.text()
     lost = {"stdout": stdout_lost, "stderr": stderr_lost}
-    wall = time.monotonic() - seen.started
+    wall = time.monotonic() - seen.started if wall is None else wall
     return CommandResult(
         command=job.command,
         status=said.status,

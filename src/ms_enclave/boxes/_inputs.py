@@ -32,7 +32,9 @@ __all__ = [
     "validate_args",
     "validate_code",
     "validate_command",
+    "validate_count",
     "validate_sandbox_id",
+    "validate_tag",
     "validate_timeout",
     "validate_user",
 ]
@@ -40,6 +42,7 @@ __all__ = [
 ID_ALPHABET = "23456789abcdefghijkmnopqrstuvwxyz"
 """Letters of a sandbox id: none that is easily read as another."""
 
+_MOST_TAG = 200
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -165,8 +168,8 @@ def validate_code(code: object) -> str:
     return code
 
 
-def validate_timeout(timeout: object) -> float | None:
-    """A time-out in seconds, or None for the sandbox's own.
+def validate_timeout(timeout: object, name: str = "timeout") -> float | None:
+    """A time in seconds, or None where there is none, as for the sandbox's own time-out.
 
     Raises:
         ConfigError: it is not a finite number above zero.
@@ -174,10 +177,34 @@ def validate_timeout(timeout: object) -> float | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ConfigError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+        raise ConfigError(f"{name} must be a number of seconds, not {type(timeout).__name__}")
     if not math.isfinite(timeout) or timeout <= 0:
-        raise ConfigError(f"timeout must be a finite number of seconds above 0, not {timeout}")
+        raise ConfigError(f"{name} must be a finite number of seconds above 0, not {timeout}")
     return float(timeout)
+
+
+def validate_count(name: str, value: object, least: int = 0) -> int:
+    """A whole number that is not below `least`.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
+    return value
+
+
+def validate_tag(tag: object) -> str | None:
+    """What a caller writes on something to know it by: one line, or None.
+
+    Raises:
+        ConfigError: it is anything else, or longer than 200 characters.
+    """
+    if tag is None:
+        return None
+    if not isinstance(tag, str) or not tag.isprintable() or not 0 < len(tag) <= _MOST_TAG:
+        raise ConfigError(f"tag must be a line of 1 to {_MOST_TAG} characters, not {tag!r}")
+    return tag
 
 
 def validate_user(user: object) -> str | int | None:

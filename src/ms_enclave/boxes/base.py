@@ -28,8 +28,10 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._command_methods import CommandMethods
 from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._guests import Guests
+from ms_enclave.boxes._settings import Settings
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
 from ms_enclave.boxes.ports import Ports
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
     from ms_enclave.context import SandboxContext
     from ms_enclave.model import Limits
     from ms_enclave.model.diagnosis import Diagnosis
-    from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.tools.base import Tool
 
 __all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
@@ -84,19 +85,7 @@ class Keeping:
     """How long one without a `ttl` lives in all; None: for ever, but not without an owner."""
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """How one program is run, checked and merged with the sandbox's own settings."""
-
-    stdin: bytes | BinaryIO | None
-    cwd: str
-    env: dict[str, str]
-    user: str | int | None
-    limits: ResolvedLimits
-    on_output: Sink | None
-
-
-class Sandbox(Ports):
+class Sandbox(CommandMethods, Ports):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it
@@ -375,13 +364,7 @@ class Sandbox(Ports):
         given = inputs.validate_command(command)
         settings = self._settings(timeout, stdin, cwd, env, user, limits, on_output)
         async with self._using():
-            metadata: dict[str, Any] = {}
-            shell = ""
-            if isinstance(given, str):
-                shell = await self._find_shell()
-                metadata["shell"] = posixpath.basename(shell)
-            argv = inputs.command_argv(given, shell)
-            return await self._execute(settings, given, metadata, argv=argv)
+            return await self._see_through(*await self._plan_command(given, settings))
 
     @on_loop
     async def run_code(
@@ -410,7 +393,9 @@ class Sandbox(Ports):
         settings = self._settings(timeout, stdin, cwd, env, user, limits, on_output)
         async with self._using():
             await self._require("python")
-            return await self._execute(settings, source, {}, code=source, args=words)
+            return await self._see_through(
+                *self._planned(settings, source, {}, code=source, args=words)
+            )
 
     @classmethod
     async def _run_fresh(
@@ -439,9 +424,9 @@ class Sandbox(Ports):
         user: str | int | None,
         limits: Limits | Mapping[str, Any] | None,
         on_output: Sink | None,
-    ) -> _Settings:
+    ) -> Settings:
         seconds = inputs.validate_timeout(timeout)
-        return _Settings(
+        return Settings(
             stdin=inputs.normalise_stdin(stdin),
             cwd=inputs.resolve_cwd(cwd, self.config.working_dir),
             env=inputs.merge_environment(self._environment, self.config.env_vars, env),
@@ -450,16 +435,27 @@ class Sandbox(Ports):
             on_output=on_output,
         )
 
-    async def _execute(
+    async def _plan_command(
+        self, given: str | list[str], settings: Settings
+    ) -> tuple[SpawnRequest, execution.Job]:
+        metadata: dict[str, Any] = {}
+        shell = ""
+        if isinstance(given, str):
+            shell = await self._find_shell()
+            metadata["shell"] = posixpath.basename(shell)
+        argv = inputs.command_argv(given, shell)
+        return self._planned(settings, given, metadata, argv=argv)
+
+    def _planned(
         self,
-        settings: _Settings,
+        settings: Settings,
         given: str | list[str],
         metadata: dict[str, Any],
         *,
         argv: tuple[str, ...] | None = None,
         code: str | None = None,
         args: tuple[str, ...] = (),
-    ) -> CommandResult:
+    ) -> tuple[SpawnRequest, execution.Job]:
         request = SpawnRequest(
             argv=argv,
             code=code,
@@ -478,7 +474,7 @@ class Sandbox(Ports):
             isolation=None if self._isolation is None else self._isolation.tier,
             metadata=metadata,
         )
-        return await self._see_through(request, job)
+        return request, job
 
     async def _see_through(self, request: SpawnRequest, job: execution.Job) -> CommandResult:
         """Start a process and see it to its end; boxes may have a shorter way to that."""

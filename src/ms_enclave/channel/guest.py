@@ -321,6 +321,10 @@ class _GuestProcess(Process):
             call.close()
 
     @override
+    async def abandon(self) -> None:
+        self._call.close()
+
+    @override
     async def aclose(self) -> None:
         if self._call.closed:
             return

@@ -117,6 +117,13 @@ class Process(ABC):
     async def kill(self) -> None:
         """Kill it and every descendant, daemonised ones too; return when they are gone."""
 
+    async def abandon(self) -> None:
+        """Close its streams, and need not kill it: its sandbox is about to end, and takes it along.
+
+        It is not to be waited for any more.
+        """
+        await self.aclose()
+
     @abstractmethod
     async def aclose(self) -> None:
         """Kill it if it runs and close its streams. May be called twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ms_enclave.model.commands import CommandInfo, OutputChunk, OutputEvent
 from ms_enclave.model.config import (
     DockerNotebookConfig,
     DockerSandboxConfig,
@@ -49,6 +50,7 @@ from ms_enclave.model.results import (
 
 __all__ = [
     "DEFAULT_POOL_EXECUTION_TIMEOUT",
+    "CommandInfo",
     "CommandResult",
     "Diagnosis",
     "DockerNotebookConfig",
@@ -63,6 +65,8 @@ __all__ = [
     "HealthCheckResult",
     "IsolationReport",
     "Limits",
+    "OutputChunk",
+    "OutputEvent",
     "PortInfo",
     "Problem",
     "ProcessSandboxConfig",

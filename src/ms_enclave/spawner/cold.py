@@ -131,12 +131,12 @@ def _enter(
             os._exit(0)
         calls.setns(inside, _ALL_BUT_PID)
         os.chdir("/")
+        step = "descriptors"  # before the limits: of those that are the station's there are more
+        go, told = only(channel, go, told)
         step = "set limits"
         os.sched_setaffinity(0, processors)
         for kind, pair in limits.items():
             resource.setrlimit(kind, carrier.within(pair, resource.getrlimit(kind)[1]))
-        step = "descriptors"
-        go, told = only(channel, go, told)
         step = "give up capabilities"
         _give_up(user)
         step = "seccomp"

@@ -25,11 +25,11 @@ except ModuleNotFoundError as error:
     ) from None
 
 # Else a failing assert of a suite would not say what the values were.
-for _name in (
-    "_bounds", "_code", "_commands", "_files", "_life", "_manager", "_ports", "_suite", "_tool"
-):  # fmt: skip
+_SUITES = "_background _bounds _code _commands _files _life _manager _ports _suite _tool"
+for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
+from ms_enclave.testing._background import BackgroundContract
 from ms_enclave.testing._bounds import SandboxBoundsContract
 from ms_enclave.testing._code import CodeContract
 from ms_enclave.testing._commands import CommandContract
@@ -41,6 +41,7 @@ from ms_enclave.testing._suite import SandboxSuite
 from ms_enclave.testing._tool import ToolContract
 
 __all__ = [
+    "BackgroundContract",
     "CodeContract",
     "CommandContract",
     "FilesContract",
@@ -55,6 +56,11 @@ __all__ = [
 
 
 class SandboxContract(
-    CommandContract, CodeContract, FilesContract, PortsContract, SandboxBoundsContract
+    CommandContract,
+    BackgroundContract,
+    CodeContract,
+    FilesContract,
+    PortsContract,
+    SandboxBoundsContract,
 ):
     """Everything that is promised about a running sandbox, whoever made the handle."""

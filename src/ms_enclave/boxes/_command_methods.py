@@ -1,0 +1,127 @@
+"""The part of a sandbox that is about commands that live on."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._life import Life
+from ms_enclave.loop import on_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from ms_enclave.boxes._execution import Job
+    from ms_enclave.boxes._relay import Sink
+    from ms_enclave.boxes._settings import Settings
+    from ms_enclave.boxes.commands import Command, Commands
+    from ms_enclave.boxes.files import Files
+    from ms_enclave.channel.process import Process, SpawnRequest
+    from ms_enclave.model import CommandInfo, Limits
+
+__all__ = ["CommandMethods"]
+
+
+class CommandMethods(Life):
+    """`start_command` and what belongs to it."""
+
+    files: Files
+    _output_folder = "/tmp/.ms-enclave/commands"  # noqa: S108 - inside, and hostile like all there
+    """Where older output is put; goes with the box."""
+    _commands: Commands | None = None
+
+    @abstractmethod
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        """Start one process in the box. The caller closes it."""
+
+    @abstractmethod
+    def _settings(
+        self, timeout: float | None, stdin: Any, cwd: str | None, env: Mapping[str, str] | None,
+        user: str | int | None, limits: Limits | Mapping[str, Any] | None, on_output: Sink | None,
+    ) -> Settings:  # fmt: skip
+        """The settings of one program. Raises ConfigError."""
+
+    @abstractmethod
+    async def _plan_command(
+        self, given: str | list[str], settings: Settings
+    ) -> tuple[SpawnRequest, Job]:
+        """What to start for a command. Precondition: within a call on the box."""
+
+    @on_loop
+    async def start_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bool = False,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        tag: str | None = None,
+    ) -> Command:
+        """Start a program that runs on: a string is a shell line, a list is an argv.
+
+        It outlives its handle and every call, and ends with the sandbox at the latest. The other
+        arguments are those of `execute_command`.
+
+        Args:
+            stdin: whether it is given input, by `write`; otherwise its input is empty.
+            timeout: seconds after which it is ended with everything that it started; never, where
+                neither this nor `limits` says so: the config's is for calls that wait.
+            tag: a line to know it by in `list_commands`.
+
+        Raises:
+            ConfigError: an argument is none that a program could be given.
+            QuotaExceededError: 1,000 commands of the sandbox are running.
+            SandboxStateError: the sandbox is not running.
+            SandboxLostError: the sandbox failed; never the program.
+        """
+        given, tag = inputs.validate_command(command), inputs.validate_tag(tag)
+        limits = inputs.coerce_limits(limits)
+        settings = self._settings(timeout, None, cwd, env, user, limits, None)
+        seconds = timeout or (None if limits is None else limits.timeout) or math.inf
+        async with self._using():
+            request, job = await self._plan_command(given, settings)
+            request = replace(request, stdin=stdin)
+            return await self._known_commands().start(
+                lambda: self._spawn(request), job, timeout=seconds, tag=tag
+            )
+
+    @on_loop
+    async def get_command(self, command_id: str) -> Command:
+        """A handle of a command that `start_command` started, also of one that has ended lately.
+
+        Raises:
+            CommandNotFoundError: the sandbox knows none of that id.
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        async with self._using():
+            return self._known_commands().get(command_id)
+
+    @on_loop
+    async def list_commands(self) -> list[CommandInfo]:
+        """The commands that `start_command` started, oldest first; those that ended lately, too.
+
+        Raises:
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        async with self._using():
+            return self._known_commands().list()
+
+    def _known_commands(self) -> Commands:
+        if self._commands is None:
+            from ms_enclave.boxes.commands import Commands  # a plain run needs none
+
+            self._commands = Commands(self._within, self._own, self.files, self._output_folder)
+        return self._commands
+
+    @asynccontextmanager
+    async def _within(self) -> AsyncGenerator[None, None]:
+        """A call on the box."""
+        async with self._using():
+            yield

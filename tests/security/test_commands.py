@@ -1,0 +1,60 @@
+"""What a program does to the commands of its own sandbox costs it its own output, and no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ms_enclave.boxes import SandboxFactory
+from ms_enclave.loop import call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ms_enclave.boxes import Sandbox
+
+pytestmark = pytest.mark.namespaces
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    sandbox = SandboxFactory.create_sandbox("process", {"disk_limit": "64m"})
+    call(sandbox.start)
+    yield sandbox
+    call(sandbox.stop)
+
+
+async def test_older_output_that_was_changed_counts_as_lost(box: Sandbox) -> None:
+    command = await box.start_command("yes | head -c 2000000")
+    await command.wait(60)
+    before = await command.read(max_bytes=2_000_000)
+    assert (len(before.data), before.lost) == (2_000_000, 0)
+    spoilt = await box.execute_command(
+        f"cd /tmp/.ms-enclave/commands/{command.id} && ls | wc -l && echo rubbish > 1 && rm 2 && "
+        "ln -s /dev/zero 2 && rm 3 && mkfifo 3 && rm 4 && mkdir 4 && rm 5 && ln -s 6 5"
+    )
+    assert spoilt.exit_code == 0
+    assert int(spoilt.stdout) > 6
+    after = await command.read(max_bytes=2_000_000)
+    assert 500_000 < after.lost < 1_000_000
+    assert after.data == b"y\n" * (len(after.data) // 2)
+    assert after.cursor == 2_000_000
+
+
+async def test_a_full_disk_loses_older_output_and_holds_up_nobody(box: Sandbox) -> None:
+    await box.execute_command("head -c 100000000 /dev/zero > full")
+    command = await box.start_command("yes | head -c 3000000; echo end >&2")
+    result = await command.wait(60)
+    assert result.stderr == "end\n"
+    assert 0 < result.truncated["stdout"] < 3_000_000
+    assert result.stdout.endswith("y\ny\n")
+    await box.files.remove("full")
+
+
+async def test_a_stopped_guest_holds_up_no_program(box: Sandbox) -> None:
+    await box.files.exists(".")
+    stop = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = $$ ] || kill -STOP $p; done 2>/dev/null"
+    await box.execute_command(stop)
+    command = await box.start_command("yes | head -c 3000000; echo end >&2")
+    assert (await command.wait(60)).stderr == "end\n"
