@@ -21,6 +21,7 @@ pytestmark = pytest.mark.namespaces
 def box() -> Iterator[Sandbox]:
     sandbox = SandboxFactory.create_sandbox("process", {"disk_limit": "64m"})
     call(sandbox.start)
+    call(sandbox.files.exists, ".")  # what it makes on first use is there before any test
     yield sandbox
     call(sandbox.stop)
 
