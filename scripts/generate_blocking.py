@@ -130,6 +130,13 @@ SPECS = (
         },
     ),
     Spec(
+        "boxes/kernels.py",
+        "Kernel",
+        "_kernels",
+        attributes={"id": "str", "name": "str", "created_at": "datetime"},
+        skip=frozenset({"request"}),
+    ),
+    Spec(
         "boxes/base.py",
         "Sandbox",
         "_base",
@@ -477,6 +484,7 @@ class Writer:
                 "from ms_enclave.manager import local_manager as _local_manager",
                 "if TYPE_CHECKING:",
                 "    from collections.abc import AsyncGenerator",
+                "    from ms_enclave.boxes import kernels as _kernels",
                 *(f"    {line}" for line in imports),
                 *(f"    import {name}" for name in sorted(self.modules)),
                 "",

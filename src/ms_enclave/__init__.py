@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ms_enclave.boxes import (
         Command,
         Files,
+        Kernel,
         PortStream,
         Sandbox,
         SandboxFactory,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         register_manager,
     )
     from ms_enclave.model import (
+        CellError,
         CommandInfo,
         CommandResult,
         Diagnosis,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         DockerSandboxConfig,
         ExecuteCodeRequest,
         ExecuteCommandRequest,
+        Execution,
         ExecutionResult,
         ExecutionStatus,
         FileInfo,
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
         FileOperationRequest,
         HealthCheckResult,
         IsolationReport,
+        KernelEvent,
+        KernelInfo,
         Limits,
         OutputChunk,
         OutputEvent,
@@ -114,6 +119,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "CapabilityError",
+    "CellError",
     "Command",
     "CommandInfo",
     "CommandNotFoundError",
@@ -126,6 +132,7 @@ __all__ = [
     "EngineUnavailableError",
     "ExecuteCodeRequest",
     "ExecuteCommandRequest",
+    "Execution",
     "ExecutionResult",
     "ExecutionStatus",
     "FileInfo",
@@ -137,6 +144,9 @@ __all__ = [
     "HealthCheckResult",
     "IsolationReport",
     "IsolationUnavailableError",
+    "Kernel",
+    "KernelEvent",
+    "KernelInfo",
     "Limits",
     "LocalSandboxManager",
     "MultiCodeExecutor",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ms_enclave.boxes import kernels as _kernels
     from ms_enclave.boxes._relay import Sink
     from ms_enclave.manager._policy import Clock
     from ms_enclave.model import (
@@ -53,12 +54,15 @@ if TYPE_CHECKING:
         SandboxStatus,
         SearchMatch,
         ToolResult,
+        Verdict,
     )
+    from ms_enclave.model.kernels import Execution, KernelEvent, KernelInfo, KernelStatus, OnInput
     from ms_enclave.tools.base import Tool
 
 __all__ = [
     "Command",
     "Files",
+    "Kernel",
     "LocalSandboxManager",
     "PortStream",
     "Sandbox",
@@ -361,6 +365,99 @@ class Command:
         return call(self._target.wait, timeout)
 
 
+class Kernel:
+    """A Python in a sandbox that keeps its variables from one cell to the next.
+
+    A handle that may be used from any thread and event loop; the kernel lives until it or its
+    sandbox is ended. Cells run one at a time, in the order in which they were asked for. A cell
+    that is cancelled, or whose time is over, is interrupted and keeps the variables; one that does
+    not yield within two seconds is killed with its kernel. A kernel that died stays dead, with
+    `death` saying why, until it is restarted.
+    """
+
+    def __init__(self, target: _kernels.Kernel) -> None:
+        self._target = target
+
+    @property
+    def id(self) -> str:
+        """As the async one has it."""
+        return self._target.id
+
+    @property
+    def name(self) -> str:
+        """As the async one has it."""
+        return self._target.name
+
+    @property
+    def created_at(self) -> datetime:
+        """As the async one has it."""
+        return self._target.created_at
+
+    @property
+    def status(self) -> KernelStatus:
+        """Whether it can take a cell, has one, or none will ever be taken."""
+        return self._target.status
+
+    @property
+    def death(self) -> Verdict | None:
+        """Why it is dead, by the word of who is outside; None while it lives."""
+        return self._target.death
+
+    @property
+    def death_reason(self) -> str:
+        """The same in words; empty while it lives."""
+        return self._target.death_reason
+
+    def get_info(self) -> KernelInfo:
+        """A description of it, as of now."""
+        return self._target.get_info()
+
+    def run(
+        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+    ) -> Execution:
+        """Run a cell and wait for its end. What the cell does is a result, whatever it is.
+
+        Args:
+            timeout: seconds; the sandbox's own where None.
+            on_input: called with the prompt when the cell calls `input`; what it gives is the
+                answer. One that is not async may block. Without it `input` raises in the cell.
+
+        Raises:
+            ConfigError: the code is none, or longer than 8 MiB.
+            SandboxStateError: the kernel is dead, or the sandbox is not running.
+            SandboxLostError: the sandbox failed.
+        """
+        return call(self._target.run, code, timeout=timeout, on_input=on_input)
+
+    def run_stream(
+        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+    ) -> Iterator[KernelEvent]:
+        """Run a cell and give what it says as it says it, in Jupyter's messages.
+
+        The last event is the `execute_reply`, which has the whole outcome as `execution`. Left
+        early, the cell is interrupted. Arguments and exceptions are those of `run`.
+        """
+        return iterate(self._target.run_stream, code, timeout=timeout, on_input=on_input)
+
+    def answer(self, text: str) -> None:
+        """Answer the `input` that the running cell waits in; nothing where it does not."""
+        call(self._target.answer, text)
+
+    def interrupt(self) -> None:
+        """Interrupt the cell that runs, as Ctrl-C would; nothing where none does."""
+        call(self._target.interrupt)
+
+    def restart(self) -> None:
+        """End what it is, if it lives, and start it anew with nothing in it. A cell that is
+        running ends as cancelled.
+        """
+        call(self._target.restart)
+
+    def delete(self) -> None:
+        """End it for good, with all that it started. May be called twice."""
+        call(self._target.delete)
+
+
 class Sandbox:
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
@@ -631,6 +728,33 @@ class Sandbox:
             limits=limits,
             on_output=on_output,
         )
+
+    def kernel(
+        self,
+        name: str = "default",
+        *,
+        preload: Sequence[str] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Kernel:
+        """The kernel of that name, made where there is none: a Python that keeps its variables.
+
+        One that is there is given as it is, also where it is dead; the other arguments are for one
+        that is made.
+
+        Args:
+            preload: modules that it has imported already, besides those of the config.
+
+        Raises:
+            CapabilityError: the sandbox has no kernels.
+            ConfigError: an argument is none, or a module cannot be preloaded.
+            SandboxStartError: the kernel does not start.
+        """
+        return Kernel(call(self._target.kernel, name, preload=preload, cwd=cwd, env=env))
+
+    def list_kernels(self) -> list[KernelInfo]:
+        """The kernels that it has, the dead ones too."""
+        return call(self._target.list_kernels)
 
     def put_file(
         self,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import glob
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
+import venv
 from pathlib import Path
 
-__all__ = ["NEWEST", "OLDEST", "VERSIONS", "find_python"]
+__all__ = ["NEWEST", "OLDEST", "VERSIONS", "bare_python", "find_python"]
 
 OLDEST, NEWEST = (3, 8), (3, 14)
 VERSIONS = [(3, minor) for minor in range(OLDEST[1], NEWEST[1] + 1)]
@@ -30,3 +35,21 @@ def find_python(version: tuple[int, int]) -> str | None:
     if known and "shims" not in Path(known).parts:
         found.insert(0, known)
     return next((path for path in found if os.access(path, os.X_OK)), None)
+
+
+@functools.cache
+def bare_python() -> str:
+    """A Python without IPython: one of the machine's, or a virtual environment made for this run.
+
+    To be called when a test module is loaded: what it makes is then no test's leftover.
+    """
+    for python in (f"{sys.base_prefix}/bin/python3", "/usr/bin/python3"):
+        question = "import sys, importlib.util as u; sys.exit(u.find_spec('IPython') is not None)"
+        good = [python, "-I", "-c", f"assert __import__('sys').version_info >= (3, 8); {question}"]
+        if os.access(python, os.X_OK) and not subprocess.run(good, check=False).returncode:
+            return python
+    folder = tempfile.mkdtemp(prefix="bare-python-")
+    os.chmod(folder, 0o755)
+    atexit.register(shutil.rmtree, folder, True)
+    venv.create(folder, with_pip=False)
+    return folder

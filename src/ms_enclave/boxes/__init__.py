@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from ms_enclave.boxes.commands import Command
     from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
     from ms_enclave.boxes.files import Files
+    from ms_enclave.boxes.kernels import Kernel
     from ms_enclave.boxes.ports import PortStream
 
-__all__ = ["Command", "Files", "PortStream", "Sandbox", "SandboxFactory", "register_sandbox"]
+__all__ = [
+    "Command",
+    "Files",
+    "Kernel",
+    "PortStream",
+    "Sandbox",
+    "SandboxFactory",
+    "register_sandbox",
+]
 
 _HOMES = {
     "Command": "commands",
     "Files": "files",
+    "Kernel": "kernels",
     "PortStream": "ports",
     "Sandbox": "base",
     "SandboxFactory": "factory",

@@ -294,3 +294,29 @@ def _encodable(what: str, value: str) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{what} is not valid Unicode text: {error.reason}") from None
+
+
+def validate_kernel_name(name: object) -> str:
+    """The name of a kernel.
+
+    Raises:
+        ConfigError: it is no text of 1 to 200 characters.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise ConfigError("The name of a kernel is a text of 1 to 200 characters")
+    return _text("kernel name", name)
+
+
+def validate_modules(modules: object) -> tuple[str, ...]:
+    """Names of modules to be imported.
+
+    Raises:
+        ConfigError: one of them is no name that an import statement could have.
+    """
+    if isinstance(modules, str) or not isinstance(modules, Sequence):
+        raise ConfigError("preload must be a list of module names")
+    names = tuple(cast("Sequence[object]", modules))
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"preload: {name!r} is no name of a module")
+    return cast("tuple[str, ...]", names)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ms_enclave.boxes._process_plan import RuntimePlan
-    from ms_enclave.channel.process import SpawnRequest
+    from ms_enclave.channel.process import KernelRequest, SpawnRequest
     from ms_enclave.model import IsolationReport
     from ms_enclave.model.limits import ResolvedLimits
 
@@ -28,6 +28,7 @@ __all__ = [
     "code_document",
     "command_document",
     "isolation_report",
+    "kernel_document",
     "landlock_plan",
     "landlock_report",
     "landlock_user",
@@ -135,6 +136,14 @@ def code_document(request: SpawnRequest, preload: list[str], seed: int | None) -
     }  # fmt: skip
 
 
+def kernel_document(request: KernelRequest, preload: list[str]) -> dict[str, Any]:
+    """What a process reads from its channel in order to be a kernel."""
+    return {
+        "op": "kernel", "cwd": request.cwd, "env": dict(request.env), "preload": preload,
+        "seed": request.seed,
+    }  # fmt: skip
+
+
 def landlock_plan(plan: RuntimePlan, places: list[str]) -> dict[str, Any]:
     """The same for the tier `landlock`. `places`: folders in which the sandboxes' may be made."""
     return {
@@ -190,7 +199,8 @@ def capabilities(
 ) -> frozenset[str]:
     """What a box can do, from what its station could get."""
     del facts, layered  # forks and checkpoints, which need both, are not built yet
-    return frozenset({"python", "limits", "isolation", *(["network"] if network else [])})
+    always = ("python", "kernel", "limits", "isolation")
+    return frozenset({*always, *(["network"] if network else [])})
 
 
 def isolation_report(

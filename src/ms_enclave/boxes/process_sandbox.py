@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._execution import Job
     from ms_enclave.channel.guest import GuestConnection
-    from ms_enclave.channel.process import SpawnRequest
+    from ms_enclave.channel.process import KernelProcess, KernelRequest, SpawnRequest
     from ms_enclave.model.diagnosis import Diagnosis, Problem
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient, StationProcess
@@ -86,7 +86,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset({"python", "limits", "isolation", "ports", "network"})
+    offers = frozenset({"python", "kernel", "limits", "isolation", "ports", "network"})
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -359,6 +359,20 @@ class ProcessSandbox(Sandbox):
         if capability in Namespaces.able - self._capabilities:
             raise CapabilityError(capability, remedy="use isolation='namespace'")
         await super()._require(capability)
+
+    async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
+        from ms_enclave.boxes import _process_kernel as kernels  # a plain run needs none
+
+        station, config = self._station, self._settings_of_process
+        modules = [*dict.fromkeys((kernels.MODULE, *(config.preload or ()), *request.preload))]
+        await kernels.prepare(station, modules, _prepare)
+        request = replace(request, cwd=self._place.real(request.cwd))
+        fields = requests.station_fields(
+            request.limits or self._limits, self._who(None), station.facts
+        )
+        fields["preload"] = modules
+        document = requests.kernel_document(request, modules)
+        return kernels.StationKernel(*await station.spawn_kernel(self.id, document, fields))
 
     async def _look(self) -> None:
         await self._station.ask("look", box=self.id)

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
     from ms_enclave.model.limits import ResolvedLimits
 
-__all__ = ["Exit", "Process", "SpawnRequest"]
+__all__ = ["Exit", "KernelProcess", "KernelRequest", "Process", "SpawnRequest"]
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 
@@ -127,3 +127,50 @@ class Process(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Kill it if it runs and close its streams. May be called twice."""
+
+
+# --- kernels ---
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """What kernel to start."""
+
+    preload: tuple[str, ...] = ()
+    """Modules that it has imported before its first cell."""
+
+    cwd: str = "/sandbox"
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
+    """The whole environment of the kernel; nothing is inherited."""
+
+    limits: ResolvedLimits | None = None
+    seed: int | None = None
+    """Start of its random numbers; None for a new one."""
+
+
+class KernelProcess(ABC):
+    """A kernel that runs in a sandbox: its process, and the channel it says everything on.
+
+    Whoever asked for it owns it and closes it. Used on the private loop only.
+    """
+
+    process: Process
+    """Its end is the kernel's end. Its streams are what was written to descriptors 1 and 2 of the
+    kernel; they are read by `listen` alone."""
+
+    @abstractmethod
+    def listen(self, take: Callable[[str, bytes], object]) -> None:
+        """Have whatever comes handed over, as it comes: ("channel", "stdout" or "stderr", bytes);
+        no bytes at the end of each. Called once."""
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send bytes to the kernel. Nothing happens when it has ended."""
+
+    @abstractmethod
+    def drain(self, *, channel: bool = False) -> None:
+        """Hand over what is there already of the output, or of the channel too. Never waits."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Kill it with every descendant, if it runs, and close its channel. May be called twice."""

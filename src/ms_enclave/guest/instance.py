@@ -3,9 +3,10 @@
 The channel (descriptor 3) brings a byte with descriptors attached: standard input, output and
 error, as the request says. The request is JSON; it follows the byte (2), or is in a file before
 those descriptors (1). `run` is Python code in a
-fresh `__main__`, `exec` a program, `guest` the file server, `prepare` imports modules and parks
-again, to be copied. Nothing here is trusted by the outside: what it says is what any program in
-the sandbox could say, and what counts (exit status, time, memory) is measured elsewhere.
+fresh `__main__`, `exec` a program, `guest` the file server, `kernel` a kernel, `prepare` imports
+modules and parks again, to be copied. Nothing here is trusted by the outside: what it says is what
+any program in the sandbox could say, and what counts (exit status, time, memory) is measured
+elsewhere.
 """
 
 import _socket
@@ -54,6 +55,8 @@ def main(channel: int) -> None:
             _serve(request, channel)
         elif operation == "exec":
             _execute(request, streams)
+        elif operation == "kernel":
+            _become_kernel(request, streams, channel)
         else:
             _run(request, streams)
         return
@@ -177,6 +180,39 @@ def _serve(request: "Request", channel: int) -> "NoReturn":
 # --- Python -------------------------------------------------------------------------------------
 
 
+_kernel: "Any" = None
+"""The module that is a kernel, where it was preloaded."""
+
+
+def _find_kernel() -> None:
+    """Keep hold of the kernel's module: the program is to see nothing of the guest."""
+    global _kernel
+    _kernel = sys.modules.get("guest.kernel", _kernel)
+
+
+def _become_kernel(request: "Request", streams: "List[int]", channel: int) -> None:
+    """A Python that runs cells, one after the other."""
+    failed = _take_place(request, streams)
+    if failed is not None:
+        os._exit(failed)
+    _take_environment(request["env"])
+    if not _ordinary:
+        _become_ordinary()
+    if _kernel is None:
+        __import__("guest.kernel")
+    _find_kernel()
+    kernel: Any = _kernel
+    _keep_nothing_of_ours()
+    for name in request["preload"]:
+        try:
+            __import__(name)
+        except ImportError:
+            continue  # the cell's own import says it better
+    _after_copy(request.get("seed"))
+    sys.path.insert(0, "")
+    kernel.serve(channel, channel)
+
+
 _OWN_NEEDS = ("fcntl", "linecache", "random", "types")
 """What `_run` imports where it is not there yet: as long as all the rest of a small program."""
 
@@ -190,6 +226,7 @@ def _prepare(request: "Request", channel: int) -> None:
         _become_ordinary()
         for name in (*_OWN_NEEDS, *request["preload"]):
             __import__(name)  # under the zygote's environment, which holds libraries to one thread
+        _find_kernel()
         _take_environment(request["env"])
         _keep_nothing_of_ours()
         ending.remember()

@@ -26,6 +26,7 @@ from ms_enclave.model.enums import (
     ToolType,
     Verdict,
 )
+from ms_enclave.model.kernels import CellError, Execution, KernelEvent, KernelInfo
 from ms_enclave.model.limits import Limits, ResolvedLimits
 from ms_enclave.model.requests import (
     ExecuteCodeRequest,
@@ -50,6 +51,7 @@ from ms_enclave.model.results import (
 
 __all__ = [
     "DEFAULT_POOL_EXECUTION_TIMEOUT",
+    "CellError",
     "CommandInfo",
     "CommandResult",
     "Diagnosis",
@@ -57,6 +59,7 @@ __all__ = [
     "DockerSandboxConfig",
     "ExecuteCodeRequest",
     "ExecuteCommandRequest",
+    "Execution",
     "ExecutionResult",
     "ExecutionStatus",
     "FileInfo",
@@ -64,6 +67,8 @@ __all__ = [
     "FileOperationRequest",
     "HealthCheckResult",
     "IsolationReport",
+    "KernelEvent",
+    "KernelInfo",
     "Limits",
     "OutputChunk",
     "OutputEvent",

@@ -81,7 +81,7 @@ class IsolationReport(BaseModel, defer_build=True):
     versions: dict[str, str] = Field(default_factory=dict[str, str])
 
 
-class _Outcome(BaseModel, defer_build=True):
+class Outcome(BaseModel, defer_build=True):
     """How an execution ended. Only `status` decides whether it was a success."""
 
     status: ExecutionStatus
@@ -118,7 +118,7 @@ class _Outcome(BaseModel, defer_build=True):
         return self.status == ExecutionStatus.SUCCESS
 
 
-class CommandResult(_Outcome):
+class CommandResult(Outcome):
     """What a command did."""
 
     command: str | list[str]
@@ -131,7 +131,7 @@ class CommandResult(_Outcome):
     """Why it is no success."""
 
 
-class ExecutionResult(_Outcome):
+class ExecutionResult(Outcome):
     """What an execution gave, whatever was executed."""
 
     output: Any = None

@@ -362,6 +362,12 @@ class StationClient:
             raise ConnectionResetError("A program in the sandbox has killed its file server")
         return process, channel
 
+    async def spawn_kernel(
+        self, box: str, document: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> tuple[StationProcess, socket.socket]:
+        """Start a kernel; returns its process and the connected end of its channel."""
+        return await self._start(box, "kernel", document, fields, stdin=False)
+
     async def _start(
         self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
         *, stdin: bool,

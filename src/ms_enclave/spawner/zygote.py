@@ -150,7 +150,7 @@ class Zygotes:
                 self.plain_filter, processors,
             )  # fmt: skip
         source = self.bare
-        if request["kind"] == "python":
+        if request["kind"] in ("python", "kernel"):
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
             birth = carrier.Birth(place, channel, user, group, limits, processors)

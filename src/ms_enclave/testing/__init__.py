@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 # Else a failing assert of a suite would not say what the values were.
-_SUITES = "_background _bounds _code _commands _files _life _manager _ports _suite _tool"
+_SUITES = "_background _bounds _code _commands _files _kernels _life _manager _ports _suite _tool"
 for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
@@ -34,6 +34,7 @@ from ms_enclave.testing._bounds import SandboxBoundsContract
 from ms_enclave.testing._code import CodeContract
 from ms_enclave.testing._commands import CommandContract
 from ms_enclave.testing._files import FilesContract
+from ms_enclave.testing._kernels import KernelContract
 from ms_enclave.testing._life import SandboxLifeContract
 from ms_enclave.testing._manager import SandboxManagerContract
 from ms_enclave.testing._ports import PortsContract
@@ -45,6 +46,7 @@ __all__ = [
     "CodeContract",
     "CommandContract",
     "FilesContract",
+    "KernelContract",
     "PortsContract",
     "SandboxBoundsContract",
     "SandboxContract",

@@ -1,0 +1,21 @@
+"""Every kernel keeps every promise of a kernel, with IPython and without it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+from ms_enclave.testing import KernelContract
+from tests.contract.boxes import Process, needs_process
+from tests.support.interpreters import bare_python
+
+
+@needs_process
+class TestProcess(Process, KernelContract):
+    config: ClassVar[dict[str, Any]] = {"python": bare_python()}
+
+
+@needs_process
+class TestIPython(Process, KernelContract):
+    config: ClassVar[dict[str, Any]] = {"python": sys.prefix}
+    implementation = "ipython"
