@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ms_enclave.model import (
         CommandInfo,
         CommandResult,
+        FileEvent,
         FileInfo,
         IsolationReport,
         Limits,
@@ -205,6 +206,22 @@ class Files:
             FileNotFoundError: there is nothing at the path.
         """
         return call(self._target.search, pattern, path, limit=limit)
+
+    def watch(self, path: str = ".", *, recursive: bool = False) -> Iterator[FileEvent]:
+        """What changes in a folder from now on, with `recursive` also below it, through no link.
+
+        The first event has the type `watching`: what happens after it is told. It goes on until
+        the iterator is closed, the folder is gone (its deletion is the last event) or the sandbox
+        is. Whoever is slow is held up by nothing and holds up nobody: where more happened than the
+        sandbox's kernel remembers, an event of the type `lost` says so.
+
+        Raises:
+            CapabilityError: the sandbox lacks the capability `watch`.
+            NotADirectoryError: it is no folder.
+            OSError: `ENOSPC`, there are more than 8,192 folders, or more than the machine lets be
+                watched; `EMFILE`, the sandbox has too many watches and connections already.
+        """
+        return iterate(self._target.watch, path, recursive=recursive)
 
     def replace(self, path: str, old: str, new: str, *, count: int | None = None) -> int:
         """Replace a string in a text file, everywhere or the first `count` times.

@@ -54,7 +54,7 @@ class Tier(ABC):
     """One way to isolate."""
 
     name: str
-    able: frozenset[str] = frozenset()
+    able: frozenset[str]
     """What a sandbox can do because of how it is isolated."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class Namespaces(Tier):
     """User, mount, pid, network and other namespaces: a file system of the sandbox's own."""
 
     name = "namespace"
-    able = frozenset({"ports"})  # without a network namespace there is no loopback of its own
+    able = frozenset({"ports", "watch"})
 
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
         return requests.station_plan(plan, config.working_dir)
@@ -106,6 +106,7 @@ class Landlock(Tier):
     """Landlock, seccomp, rlimits and a subreaper, on the host's own file system."""
 
     name = "landlock"
+    able = frozenset()  # the host's loopback and its files are not to be spied on
 
     def station_plan(self, plan: RuntimePlan, config: ProcessSandboxConfig) -> dict[str, Any]:
         if config.network_enabled:

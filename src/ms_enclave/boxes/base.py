@@ -21,7 +21,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from ms_enclave.tools.base import Tool
 
 __all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
+
+T = TypeVar("T")
 
 PROCESS_WIDE = "process-wide"
 """The owner of sandboxes that no manager made."""
@@ -315,12 +317,17 @@ class Sandbox(CommandMethods, Ports):
     @iterate_on_loop
     async def _stream(
         self,
-        open_stream: Callable[[GuestConnection], AsyncIterator[bytes]],
+        open_stream: Callable[[GuestConnection], AsyncIterator[T]],
         user: str | int | None = None,
-    ) -> AsyncGenerator[bytes, None]:
+        /,
+        *,
+        needs: str | None = None,
+    ) -> AsyncGenerator[T, None]:
         """Chunks from the guest. Each is a call of its own: whoever reads may take a day."""
         async with AsyncExitStack() as held:
             async with self._using():
+                if needs is not None:
+                    await self._require(needs)
                 user = self._guest_user(user)
                 guest = await held.enter_async_context(self._guests.use(user))
                 chunks = open_stream(guest)

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ms_enclave.boxes._inputs import validate_user
 from ms_enclave.errors import ConfigError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ms_enclave.channel.guest import GuestConnection
-    from ms_enclave.model import FileInfo, SearchMatch
+    from ms_enclave.model import FileEvent, FileInfo, SearchMatch
 
 __all__ = ["Files", "across_loops", "collect", "validate_path"]
 
@@ -34,11 +34,21 @@ SEARCH_LIMIT = 1_000
 _PATH_BYTES = 4096
 _NAME_BYTES = 255
 
+T = TypeVar("T")
 Connect = Callable[["str | int | None"], "AbstractAsyncContextManager[GuestConnection]"]
-Stream = Callable[
-    ["Callable[[GuestConnection], AsyncIterator[bytes]]", "str | int | None"],
-    "AsyncGenerator[bytes, None]",
-]
+
+
+class Stream(Protocol):
+    """Pieces of something that a guest gives, each fetched when it is wanted."""
+
+    def __call__(
+        self,
+        open_stream: Callable[[GuestConnection], AsyncIterator[T]],
+        user: str | int | None = None,
+        /,
+        *,
+        needs: str | None = None,
+    ) -> AsyncGenerator[T, None]: ...
 
 
 class Files:
@@ -201,6 +211,33 @@ class Files:
             raise ConfigError(f"Invalid search pattern {pattern!r}: {error}") from None
         async with self._connect(self._user) as guest:
             return await guest.search(pattern, validate_path(path), limit=limit)
+
+    async def watch(
+        self, path: str = ".", *, recursive: bool = False
+    ) -> AsyncGenerator[FileEvent, None]:
+        """What changes in a folder from now on, with `recursive` also below it, through no link.
+
+        The first event has the type `watching`: what happens after it is told. It goes on until
+        the iterator is closed, the folder is gone (its deletion is the last event) or the sandbox
+        is. Whoever is slow is held up by nothing and holds up nobody: where more happened than the
+        sandbox's kernel remembers, an event of the type `lost` says so.
+
+        Raises:
+            CapabilityError: the sandbox lacks the capability `watch`.
+            NotADirectoryError: it is no folder.
+            OSError: `ENOSPC`, there are more than 8,192 folders, or more than the machine lets be
+                watched; `EMFILE`, the sandbox has too many watches and connections already.
+        """
+        text = validate_path(path)
+        pages = self._stream(
+            lambda guest: guest.watch(text, recursive=recursive), self._user, needs="watch"
+        )
+        try:
+            async for page in pages:
+                for event in page:
+                    yield event
+        finally:
+            await pages.aclose()
 
     @on_loop
     async def replace(self, path: str, old: str, new: str, *, count: int | None = None) -> int:

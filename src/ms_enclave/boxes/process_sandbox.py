@@ -86,7 +86,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset({"python", "kernel", "limits", "isolation", "ports", "network"})
+    offers = frozenset({"python", "kernel", "limits", "isolation", "ports", "watch", "network"})
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""

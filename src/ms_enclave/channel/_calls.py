@@ -28,6 +28,7 @@ __all__ = [
     "clean",
     "failures",
     "joined",
+    "load_page",
     "number_in",
     "relative",
     "seconds_in",
@@ -98,7 +99,7 @@ class GuestCalls:
             call = await self._open(operation, path=path, limit=limit, **body)
             try:
                 while data := await call.receive_page():
-                    page = _load_page(data)
+                    page = load_page(data)
                     limit -= len(page)
                     if limit < 0:
                         raise protocol.FrameError("more results than were asked for")
@@ -159,7 +160,7 @@ def seconds_in(body: dict[str, Any], name: str) -> float:
     return float(value)
 
 
-def _load_page(data: bytes) -> list[list[Any]]:
+def load_page(data: bytes) -> list[list[Any]]:
     page = protocol.load(data)
     if not isinstance(page, list):
         raise protocol.FrameError("a page of results that is none")

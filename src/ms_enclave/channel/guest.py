@@ -26,6 +26,7 @@ from ms_enclave.channel._calls import (
 from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
 from ms_enclave.channel.ports import GuestPorts
 from ms_enclave.channel.process import Exit, Process, SpawnRequest
+from ms_enclave.channel.watch import GuestWatch
 from ms_enclave.errors import ConfigError, SandboxLostError
 from ms_enclave.guest import protocol
 from ms_enclave.model import FileInfo, SearchMatch
@@ -45,7 +46,7 @@ CONNECT_SECONDS = 10.0
 _KINDS = ("file", "directory", "symlink", "other")
 
 
-class GuestConnection(GuestPorts):
+class GuestConnection(GuestPorts, GuestWatch):
     """A connected guest. It takes the stream over; `aclose` ends both.
 
     Methods raise what the same call would inside: `FileNotFoundError`, `IsADirectoryError`,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .call import Call
     from .loop import Steps
 
-__all__ = ["OPERATIONS", "NotPlain", "copy_tree", "describe", "open_plain", "remove_tree"]
+__all__ = ["OPERATIONS", "NotPlain", "Page", "copy_tree", "describe", "open_plain", "remove_tree"]
 
 _CHUNK = 1 << 16
 _PAGE = 200
@@ -230,7 +230,7 @@ def list_folder(call: Call) -> Steps[dict[str, Any]]:
     top = call.path()
     left = call.number_of("limit") or 0
     depth = call.number_of("depth", 1) or 1
-    page = _Page(call)
+    page = Page(call)
     todo = [(b"", depth)]
     while todo and left > 0:
         folder, levels = todo.pop()
@@ -269,7 +269,7 @@ def _names(folder: bytes, limit: int) -> Steps[list[bytes]]:
     return names
 
 
-class _Page:
+class Page:
     """Entries on their way to the host, many a frame."""
 
     def __init__(self, call: Call) -> None:

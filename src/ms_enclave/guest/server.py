@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from . import archive, files, ports, programs, protocol, search
+from . import archive, files, ports, programs, protocol, search, watch
 from .call import Call
 from .loop import READ, WRITE, Cancelled, Loop, Task
 
@@ -34,7 +34,7 @@ _OUT_STOP = 1 << 20
 _FAREWELL = 5.0
 
 _OPERATIONS: dict[str, Callable[[Call], Steps[dict[str, Any]]]] = {}
-for _module in (files, archive, search, programs, ports):
+for _module in (files, archive, search, programs, ports, watch):
     _OPERATIONS.update(_module.OPERATIONS)
 
 

@@ -39,6 +39,7 @@ from ms_enclave.model.requests import (
 from ms_enclave.model.results import (
     CommandResult,
     ExecutionResult,
+    FileEvent,
     FileInfo,
     HealthCheckResult,
     IsolationReport,
@@ -62,6 +63,7 @@ __all__ = [
     "Execution",
     "ExecutionResult",
     "ExecutionStatus",
+    "FileEvent",
     "FileInfo",
     "FileOperationConfig",
     "FileOperationRequest",

@@ -12,6 +12,7 @@ from ms_enclave.model.enums import ExecutionStatus, SandboxStatus, Verdict
 __all__ = [
     "CommandResult",
     "ExecutionResult",
+    "FileEvent",
     "FileInfo",
     "HealthCheckResult",
     "IsolationReport",
@@ -162,6 +163,19 @@ class FileInfo(BaseModel, defer_build=True):
     """Permission bits."""
     modified: float
     """Seconds since the epoch."""
+
+
+class FileEvent(BaseModel, defer_build=True):
+    """One change that a watch of a folder tells of."""
+
+    type: Literal["watching", "created", "modified", "deleted", "lost"]
+    """`watching` comes first: from then on changes are told. What is moved in was `created`, what
+    is moved out `deleted`. `lost`: there was more than could be told, so look for yourself."""
+    path: str
+    """What changed; for `watching` and `lost` the watched folder itself. The last event is that it
+    was `deleted`, or moved."""
+    directory: bool = False
+    """Whether that is a folder."""
 
 
 class SearchMatch(BaseModel, defer_build=True):

@@ -25,7 +25,9 @@ except ModuleNotFoundError as error:
     ) from None
 
 # Else a failing assert of a suite would not say what the values were.
-_SUITES = "_background _bounds _code _commands _files _kernels _life _manager _ports _suite _tool"
+_SUITES = """
+    _background _bounds _code _commands _files _kernels _life _manager _ports _suite _tool _watch
+"""
 for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
@@ -40,6 +42,7 @@ from ms_enclave.testing._manager import SandboxManagerContract
 from ms_enclave.testing._ports import PortsContract
 from ms_enclave.testing._suite import SandboxSuite
 from ms_enclave.testing._tool import ToolContract
+from ms_enclave.testing._watch import WatchContract
 
 __all__ = [
     "BackgroundContract",
@@ -54,6 +57,7 @@ __all__ = [
     "SandboxManagerContract",
     "SandboxSuite",
     "ToolContract",
+    "WatchContract",
 ]
 
 
@@ -62,6 +66,7 @@ class SandboxContract(
     BackgroundContract,
     CodeContract,
     FilesContract,
+    WatchContract,
     PortsContract,
     SandboxBoundsContract,
 ):

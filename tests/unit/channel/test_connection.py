@@ -497,6 +497,28 @@ async def test_only_so_many_calls_have_wide_windows() -> None:
         await asyncio.gather(*tasks)
 
 
+# --- a watch ---
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["a", "created"], ["a", "created", 1], ["a", "burnt", True], ["../a", "created", True],
+        ["/a", "created", True], [1, "created", True], ["a", ["created"], True],
+        ["a\0", "created", True],
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_change_that_is_none_ends_every_call(entry: list[Any]) -> None:
+    async with connected() as (connection, far):
+        watching = connection.watch("d")
+        asking = asyncio.create_task(anext(watching))
+        number, _ = await far.next_request()
+        await far.send(encode(protocol.DATA, number, protocol.dump([entry])))
+        with pytest.raises(ProtocolError):
+            await asking
+
+
 # --- ports ---
 
 
