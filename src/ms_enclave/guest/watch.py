@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import struct
+import time
 
 from .files import Page
 from .loop import READ
@@ -25,6 +26,7 @@ __all__ = ["OPERATIONS"]
 
 _BUFFER = 1 << 16
 _MOST_FOLDERS = 8192
+_TOLD_TWICE = 1.0  # s
 _EVENT = struct.Struct("=iIII")  # struct inotify_event: wd, mask, cookie, len (linux/inotify.h)
 
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
@@ -64,7 +66,9 @@ class _Watcher:
         self._folders: dict[int, bytes] = {}
         """Watched folders by the kernel's number for the watch; b"" is the top."""
         self._announced: set[bytes] = set()
-        """What was found in a new folder, and may be told by the kernel a second time."""
+        """What was found in a new folder, and may be told by the kernel a second time: it can be
+        found a moment before that."""
+        self._announced_until = 0.0
         self.descriptor = self._calls.begin()
 
     def run(self) -> Steps[None]:
@@ -85,7 +89,8 @@ class _Watcher:
         try:
             data = os.read(self.descriptor, _BUFFER)
         except BlockingIOError:
-            self._announced.clear()
+            if time.monotonic() > self._announced_until:
+                self._announced.clear()
             self._call.loop.watch(self.descriptor, READ, self._call.task)
             yield None
             return True
@@ -109,10 +114,10 @@ class _Watcher:
             if is_folder:
                 self._forget_below(path)
             yield from self._tell(path, "deleted", is_folder)
-        elif mask & _CAME:
-            if path not in self._announced:
-                yield from self._tell(path, "created", is_folder)
+        elif mask & _CREATE and path in self._announced:
             self._announced.discard(path)
+        elif mask & _CAME:
+            yield from self._tell(path, "created", is_folder)
             if is_folder and self._recursive:
                 yield from self._add(path, announce=True)
         elif mask & _MODIFY:
@@ -151,6 +156,7 @@ class _Watcher:
                 is_folder = self._is_folder(path)
                 if announce:
                     self._announced.add(path)
+                    self._announced_until = time.monotonic() + _TOLD_TWICE
                     yield from self._tell(path, "created", is_folder)
                 if is_folder and (yield from self._watch_one(path)):
                     todo.append(path)
