@@ -28,7 +28,9 @@ CONFIGS = """
     SandboxManagerConfig ShellExecutorConfig ToolConfig VolcengineSandboxConfig
     VolcengineSandboxManagerConfig
 """
-TOOL_CLASSES = "FileOperation MultiCodeExecutor PythonExecutor ShellExecutor"
+TOOL_CLASSES = """
+    FileOperation MultiCodeExecutor NotebookExecutor PythonExecutor ShellExecutor
+"""
 
 # Module below ms_enclave.sandbox ("" is the package itself) -> where its names live -> the names.
 TABLE: dict[str, dict[str, str]] = {
@@ -71,6 +73,7 @@ TABLE: dict[str, dict[str, str]] = {
     "tools.sandbox_tools": {"ms_enclave.tools": TOOL_CLASSES},
     "tools.sandbox_tools.file_operation": {"ms_enclave.tools": "FileOperation"},
     "tools.sandbox_tools.multi_code_executor": {"ms_enclave.tools": "MultiCodeExecutor"},
+    "tools.sandbox_tools.notebook_executor": {"ms_enclave.tools": "NotebookExecutor"},
     "tools.sandbox_tools.python_executor": {"ms_enclave.tools": "PythonExecutor"},
     "tools.sandbox_tools.shell_executor": {"ms_enclave.tools": "ShellExecutor"},
     "tools.tool_info": {

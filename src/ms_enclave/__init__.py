@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from ms_enclave.tools import (
         FileOperation,
         MultiCodeExecutor,
+        NotebookExecutor,
         PythonExecutor,
         SandboxTool,
         ShellExecutor,
@@ -152,6 +153,7 @@ __all__ = [
     "Limits",
     "LocalSandboxManager",
     "MultiCodeExecutor",
+    "NotebookExecutor",
     "OutputChunk",
     "OutputEvent",
     "PoolEmptyError",

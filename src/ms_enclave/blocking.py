@@ -618,6 +618,33 @@ class Sandbox:
         """
         return call(self._target.list_commands)
 
+    def kernel(
+        self,
+        name: str = "default",
+        *,
+        preload: Sequence[str] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Kernel:
+        """The kernel of that name, made where there is none: a Python that keeps its variables.
+
+        One that is there is given as it is, also where it is dead; the other arguments are for one
+        that is made.
+
+        Args:
+            preload: modules that it has imported already, besides those of the config.
+
+        Raises:
+            CapabilityError: the sandbox has no kernels.
+            ConfigError: an argument is none, or a module cannot be preloaded.
+            SandboxStartError: the kernel does not start.
+        """
+        return Kernel(call(self._target.kernel, name, preload=preload, cwd=cwd, env=env))
+
+    def list_kernels(self) -> list[KernelInfo]:
+        """The kernels that it has, the dead ones too."""
+        return call(self._target.list_kernels)
+
     def list_ports(self) -> list[PortInfo]:
         """The TCP ports on which programs of the sandbox take connections, sorted by port.
 
@@ -745,33 +772,6 @@ class Sandbox:
             limits=limits,
             on_output=on_output,
         )
-
-    def kernel(
-        self,
-        name: str = "default",
-        *,
-        preload: Sequence[str] = (),
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> Kernel:
-        """The kernel of that name, made where there is none: a Python that keeps its variables.
-
-        One that is there is given as it is, also where it is dead; the other arguments are for one
-        that is made.
-
-        Args:
-            preload: modules that it has imported already, besides those of the config.
-
-        Raises:
-            CapabilityError: the sandbox has no kernels.
-            ConfigError: an argument is none, or a module cannot be preloaded.
-            SandboxStartError: the kernel does not start.
-        """
-        return Kernel(call(self._target.kernel, name, preload=preload, cwd=cwd, env=env))
-
-    def list_kernels(self) -> list[KernelInfo]:
-        """The kernels that it has, the dead ones too."""
-        return call(self._target.list_kernels)
 
     def put_file(
         self,

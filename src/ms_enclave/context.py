@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
     from ms_enclave.model import (
         CommandResult,
+        Execution,
         FileInfo,
         Limits,
         SandboxConfig,
         SandboxStatus,
         SearchMatch,
+        Verdict,
     )
+    from ms_enclave.model.kernels import OnInput
 
-__all__ = ["FilesContext", "SandboxContext"]
+__all__ = ["FilesContext", "KernelContext", "SandboxContext"]
 
 
 @runtime_checkable
@@ -88,6 +91,26 @@ class FilesContext(Protocol):
 
     async def replace(self, path: str, old: str, new: str) -> int:
         """Replace every occurrence of a text in a file. Gives the number of replacements."""
+        ...
+
+
+@runtime_checkable
+class KernelContext(Protocol):
+    """A Python of the sandbox that keeps its variables from one cell to the next."""
+
+    @property
+    def death(self) -> Verdict | None:
+        """Why it is dead; None while it lives."""
+        ...
+
+    async def run(
+        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+    ) -> Execution:
+        """Run a cell and wait for its end."""
+        ...
+
+    async def restart(self) -> None:
+        """End what it is, and start it anew with nothing in it."""
         ...
 
 
@@ -163,6 +186,10 @@ class SandboxContext(Protocol):
         Raises:
             CapabilityError: the sandbox has no Python.
         """
+        ...
+
+    async def kernel(self, name: str = "default") -> KernelContext:
+        """The kernel of that name, made where there is none. Needs the capability `kernel`."""
         ...
 
     async def put_file(

@@ -37,6 +37,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "shell_executor": "ms_enclave.tools.shell_executor:ShellExecutor",
         "file_operation": "ms_enclave.tools.file_operation:FileOperation",
         "multi_code_executor": "ms_enclave.tools.multi_code_executor:MultiCodeExecutor",
+        "notebook_executor": "ms_enclave.tools.notebook_executor:NotebookExecutor",
     }
 )
 MANAGERS: Mapping[str, str] = MappingProxyType(

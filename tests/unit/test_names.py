@@ -77,13 +77,13 @@ NAMES = {
     "ms_enclave.sandbox.tools.base": "Tool ToolFactory register_tool",
     "ms_enclave.sandbox.tools.sandbox_tool": "SandboxTool",
     "ms_enclave.sandbox.tools.sandbox_tools": (
-        "FileOperation MultiCodeExecutor PythonExecutor ShellExecutor"
+        "FileOperation MultiCodeExecutor NotebookExecutor PythonExecutor ShellExecutor"
     ),
     "ms_enclave.sandbox.tools.tool_info": (
         "ToolInfo ToolParam ToolParams parse_docstring parse_tool_info"
     ),
     "ms_enclave.sandbox.utils.archive": "tar_directory tar_file",
-    "ms_enclave.tools": "Tool ToolFactory register_tool",
+    "ms_enclave.tools": "NotebookExecutor Tool ToolFactory register_tool",
     "ms_enclave.utils": "get_logger",
     "ms_enclave.utils.archive": "tar_directory tar_file",
     "ms_enclave.utils.json_schema": (
@@ -108,9 +108,7 @@ NOT_YET = {
     "ms_enclave.sandbox.manager.volcengine": "VolcengineSandboxManager",
     "ms_enclave.sandbox.server": "SandboxServer create_server",
     "ms_enclave.sandbox.server.server": "SandboxServer create_server",
-    "ms_enclave.sandbox.tools.sandbox_tools": "NotebookExecutor",
     "ms_enclave.server": "create_server",
-    "ms_enclave.tools": "NotebookExecutor",
 }
 
 

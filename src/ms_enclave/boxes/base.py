@@ -31,6 +31,7 @@ from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._command_methods import CommandMethods
 from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._guests import Guests
+from ms_enclave.boxes._kernel_methods import KernelMethods
 from ms_enclave.boxes._settings import Settings
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
@@ -56,13 +57,11 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from ms_enclave.boxes._relay import Sink
-    from ms_enclave.boxes.kernels import Kernel, Kernels
     from ms_enclave.channel.guest import GuestConnection
-    from ms_enclave.channel.process import KernelProcess, KernelRequest, Process
+    from ms_enclave.channel.process import Process
     from ms_enclave.context import SandboxContext
     from ms_enclave.model import Limits
     from ms_enclave.model.diagnosis import Diagnosis
-    from ms_enclave.model.kernels import KernelInfo
     from ms_enclave.tools.base import Tool
 
 __all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
@@ -89,7 +88,7 @@ class Keeping:
     """How long one without a `ttl` lives in all; None: for ever, but not without an owner."""
 
 
-class Sandbox(CommandMethods, Ports):
+class Sandbox(CommandMethods, KernelMethods, Ports):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it
@@ -134,7 +133,6 @@ class Sandbox(CommandMethods, Ports):
         self._keeping: Keeping | None = None
         self._toolbox = Toolbox()
         self._guests = Guests(self._make_guest, self._own, self._is_the_box)
-        self._kernels: Kernels | None = None
 
     # --- what a backend writes ---
 
@@ -151,10 +149,6 @@ class Sandbox(CommandMethods, Ports):
         Args:
             user: as `_guest_user` gave it; the box's own if None.
         """
-
-    async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
-        """Start a kernel in the box. The caller closes it. Only where there is the capability."""
-        raise CapabilityError("kernel")
 
     def _guest_user(self, user: str | int | None) -> str | int | None:
         """One name for one user, so that each has one guest; None for the box's own.
@@ -493,64 +487,6 @@ class Sandbox(CommandMethods, Ports):
     async def _see_through(self, request: SpawnRequest, job: execution.Job) -> CommandResult:
         """Start a process and see it to its end; boxes may have a shorter way to that."""
         return await execution.execute(lambda: self._spawn(request), job)
-
-    # --- kernels ---
-
-    @on_loop
-    async def kernel(
-        self,
-        name: str = "default",
-        *,
-        preload: Sequence[str] = (),
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-    ) -> Kernel:
-        """The kernel of that name, made where there is none: a Python that keeps its variables.
-
-        One that is there is given as it is, also where it is dead; the other arguments are for one
-        that is made.
-
-        Args:
-            preload: modules that it has imported already, besides those of the config.
-
-        Raises:
-            CapabilityError: the sandbox has no kernels.
-            ConfigError: an argument is none, or a module cannot be preloaded.
-            SandboxStartError: the kernel does not start.
-        """
-        inputs.validate_kernel_name(name)
-        modules = inputs.validate_modules(preload)
-        folder = inputs.resolve_cwd(cwd, self.config.working_dir)
-        environment = inputs.merge_environment(self._environment, self.config.env_vars, env)
-        async with self._using():
-            await self._require("kernel")
-            from ms_enclave.channel.process import KernelRequest  # only kernels need these
-
-            request = KernelRequest(
-                preload=modules, cwd=folder, env=environment, seed=self.config.seed
-            )
-            return await self._find_kernels().get(name, request)
-
-    @on_loop
-    async def list_kernels(self) -> list[KernelInfo]:
-        """The kernels that it has, the dead ones too."""
-        async with self._using():
-            return [] if self._kernels is None else self._kernels.list()
-
-    def _find_kernels(self) -> Kernels:
-        if self._kernels is None:
-            from ms_enclave.boxes.kernels import Home, Kernels
-
-            self._kernels = Kernels(
-                Home(
-                    using=self._using,
-                    start=self._start_kernel,
-                    limits=lambda timeout: self.config.resolve_limits(None, timeout),
-                    own=self._own,
-                    tier=lambda: None if self._isolation is None else self._isolation.tier,
-                )
-            )
-        return self._kernels
 
     async def _find_shell(self) -> str:
         if self._shell is None:

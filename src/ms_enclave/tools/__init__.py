@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ms_enclave.tools.base import Tool, ToolFactory, register_tool
     from ms_enclave.tools.file_operation import FileOperation
     from ms_enclave.tools.multi_code_executor import MultiCodeExecutor
+    from ms_enclave.tools.notebook_executor import NotebookExecutor
     from ms_enclave.tools.python_executor import PythonExecutor
     from ms_enclave.tools.sandbox_tool import SandboxTool
     from ms_enclave.tools.shell_executor import ShellExecutor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileOperation",
     "MultiCodeExecutor",
+    "NotebookExecutor",
     "PythonExecutor",
     "SandboxTool",
     "ShellExecutor",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "FileOperation": "file_operation",
     "MultiCodeExecutor": "multi_code_executor",
+    "NotebookExecutor": "notebook_executor",
     "PythonExecutor": "python_executor",
     "SandboxTool": "sandbox_tool",
     "ShellExecutor": "shell_executor",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Unpack, override
 
-from ms_enclave.errors import CapabilityError, ConfigError
+from ms_enclave.errors import ConfigError
+from ms_enclave.tools._cells import run_cell
 from ms_enclave.tools._program import PROGRAM_PARAMETERS, BuiltinTool, ProgramOptions
 from ms_enclave.tools._results import from_command
 
@@ -54,5 +55,16 @@ class PythonExecutor(BuiltinTool):
         if not code.strip():
             raise ConfigError("No code provided")
         if interactive:
-            raise CapabilityError("kernel")
+            return await self._run_cell(context, code, options)
         return from_command(self.name, await context.run_code(code, **options))
+
+    async def _run_cell(
+        self, context: SandboxContext, code: str, options: ProgramOptions
+    ) -> ToolResult:
+        """Run it where the last calls' variables are: by the sandbox's user, in one folder."""
+        other = [name for name in ("cwd", "env", "user") if options.get(name) is not None]
+        if other:
+            raise ConfigError(f"{', '.join(other)}: not where variables are kept (interactive)")
+        return await run_cell(
+            context, self.name, code, timeout=options.get("timeout"), stdin=options.get("stdin")
+        )

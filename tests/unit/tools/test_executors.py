@@ -138,6 +138,11 @@ class TestPython:
         with pytest.raises(CapabilityError, match="kernel"):
             await python(box, "x", interactive=True)
 
+    async def test_a_kernel_has_one_folder_one_user_and_one_environment(self, box: Sandbox) -> None:
+        result = await python(box, "x", interactive=True, cwd="/", user="root")
+        assert result.verdict == Verdict.INVALID_PARAMETERS
+        assert "cwd, user" in str(result.error)
+
     async def test_a_request_may_set_the_time_out(self, box: Sandbox) -> None:
         result = await PythonExecutor().call(
             box, {"code": "import time; time.sleep(60)"}, timeout=0.2

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from ms_enclave.tools import FileOperation as FileOperation
 from ms_enclave.tools import MultiCodeExecutor as MultiCodeExecutor
+from ms_enclave.tools import NotebookExecutor as NotebookExecutor
 from ms_enclave.tools import PythonExecutor as PythonExecutor
 from ms_enclave.tools import ShellExecutor as ShellExecutor
 
-__all__ = ["FileOperation", "MultiCodeExecutor", "PythonExecutor", "ShellExecutor"]
+__all__ = [
+    "FileOperation",
+    "MultiCodeExecutor",
+    "NotebookExecutor",
+    "PythonExecutor",
+    "ShellExecutor",
+]

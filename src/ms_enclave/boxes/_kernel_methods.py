@@ -1,0 +1,94 @@
+"""The part of a sandbox that is about kernels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._life import Life
+from ms_enclave.errors import CapabilityError
+from ms_enclave.loop import on_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ms_enclave.boxes.kernels import Kernel, Kernels
+    from ms_enclave.channel.process import KernelProcess, KernelRequest
+    from ms_enclave.model import IsolationReport, SandboxConfig
+    from ms_enclave.model.kernels import KernelInfo
+
+__all__ = ["KernelMethods"]
+
+
+class KernelMethods(Life):
+    """`kernel` and what belongs to it."""
+
+    config: SandboxConfig
+    _environment: Mapping[str, str]
+    _isolation: IsolationReport | None
+    _kernels: Kernels | None = None
+
+    @abstractmethod
+    async def _require(self, capability: str) -> None:
+        """Refuse what the box cannot do. Raises CapabilityError."""
+
+    async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
+        """Start a kernel in the box. The caller closes it. Only where there is the capability."""
+        raise CapabilityError("kernel")
+
+    @on_loop
+    async def kernel(
+        self,
+        name: str = "default",
+        *,
+        preload: Sequence[str] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Kernel:
+        """The kernel of that name, made where there is none: a Python that keeps its variables.
+
+        One that is there is given as it is, also where it is dead; the other arguments are for one
+        that is made.
+
+        Args:
+            preload: modules that it has imported already, besides those of the config.
+
+        Raises:
+            CapabilityError: the sandbox has no kernels.
+            ConfigError: an argument is none, or a module cannot be preloaded.
+            SandboxStartError: the kernel does not start.
+        """
+        inputs.validate_kernel_name(name)
+        modules = inputs.validate_modules(preload)
+        folder = inputs.resolve_cwd(cwd, self.config.working_dir)
+        environment = inputs.merge_environment(self._environment, self.config.env_vars, env)
+        async with self._using():
+            await self._require("kernel")
+            from ms_enclave.channel.process import KernelRequest  # only kernels need these
+
+            request = KernelRequest(
+                preload=modules, cwd=folder, env=environment, seed=self.config.seed
+            )
+            return await self._find_kernels().get(name, request)
+
+    @on_loop
+    async def list_kernels(self) -> list[KernelInfo]:
+        """The kernels that it has, the dead ones too."""
+        async with self._using():
+            return [] if self._kernels is None else self._kernels.list()
+
+    def _find_kernels(self) -> Kernels:
+        if self._kernels is None:
+            from ms_enclave.boxes.kernels import Home, Kernels
+
+            self._kernels = Kernels(
+                Home(
+                    using=self._using,
+                    start=self._start_kernel,
+                    limits=lambda timeout: self.config.resolve_limits(None, timeout),
+                    own=self._own,
+                    tier=lambda: None if self._isolation is None else self._isolation.tier,
+                )
+            )
+        return self._kernels
