@@ -17,7 +17,8 @@ import pytest
 
 from ms_enclave.errors import SandboxLostError
 from tests.security.boxes import LandlockSandbox, wait_for_processes, wait_until_gone
-from tests.support.parts import descendants_of, wait_until_dead
+from tests.support.owners import new_marker
+from tests.support.parts import descendants_of, find_part, wait_until_dead
 from tests.support.somebody import SOMEBODY, as_somebody
 
 if TYPE_CHECKING:
@@ -138,6 +139,49 @@ async def test_whatever_is_killed_of_it_nothing_is_left(victim: str) -> None:
     assert not folder.exists()
     async with LandlockSandbox() as another:
         assert (await another.execute_command("echo works")).stdout == "works\n"
+
+
+@pytest.mark.parametrize("how", ["with unread words", "after its keeper", "after all the others"])
+async def test_a_killed_station_leaves_no_program(how: str) -> None:
+    marker = new_marker()
+    box = LandlockSandbox()
+    await box.start()
+    if how == "after all the others" and box.isolation.guards["cgroup_kill"] != "on":
+        await box.stop()
+        pytest.skip("nothing but a control group knows what all have left that knew of it")
+    await box.execute_command(
+        f"setsid sleep {marker} >/dev/null 2>&1 & setsid sleep {marker}1 >/dev/null 2>&1 &"
+    )
+    (daemon,) = wait_for_processes(marker)
+    (short,) = wait_for_processes(f"{marker}1")
+    launcher, station, keeper = (
+        find_part(role, daemon) for role in ("launcher", "station", "init")
+    )
+    os.kill(station, signal.SIGSTOP)
+    if how == "with unread words":
+        os.kill(short, signal.SIGKILL)  # the keeper tells of it, and nobody reads that
+        assert wait_until_gone(f"{marker}1") == []
+    else:
+        os.kill(keeper, signal.SIGKILL)
+        assert wait_for_parent(daemon, station)
+    if how == "after all the others":
+        os.kill(launcher, signal.SIGKILL)
+    os.kill(station, signal.SIGKILL)
+    if how != "after all the others":
+        assert wait_until_gone(marker, 1.0) == []
+    with pytest.raises(SandboxLostError):
+        await box.execute_command("echo no")
+    await box.stop()
+    assert wait_until_gone(marker, 1.0) + wait_until_gone(f"{marker}1", 1.0) == []
+    async with LandlockSandbox():  # the next one removes the files
+        assert not Path(box.config.working_dir).exists()
+
+
+def wait_for_parent(pid: int, parent: int) -> bool:
+    deadline = time.monotonic() + 5
+    while not (found := _parent(pid) == parent) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return found
 
 
 async def test_the_end_of_one_is_not_the_end_of_another() -> None:

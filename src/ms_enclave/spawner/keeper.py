@@ -81,7 +81,11 @@ def keep(place: Place, station: int, line: int, orders: int) -> NoReturn:
         scope = landlock.scope_wall(place.version)
         if scope >= 0:
             landlock.restrict_self(scope)
-        _Keeper(place, station, line, orders, scope).run()
+        keeper = _Keeper(place, station, line, orders, scope)
+        try:
+            keeper.run()
+        finally:
+            keeper.end()  # whatever it ends for: nobody else knows who is in the sandbox
         status = 0
     except BaseException as error:  # noqa: BLE001 - its only report
         os.write(line, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
@@ -140,16 +144,22 @@ class _Keeper:
                     _drain(self.children)
                 elif descriptor in self.brokers:
                     self.serve(descriptor, event)
-                elif self.line.recv(_PACKET) == b"begun":
+                elif self.hear() == b"begun":
                     self.look_now()
                 else:  # it is to end, or the station has ended
-                    self.end()
                     return
             self.reap()
             self.watch()
 
     def patience(self) -> float:
         return max(0.0, self.look_at - time.monotonic()) * 1000
+
+    def hear(self) -> bytes:
+        """What the station says; nothing if it has ended, perhaps with unread words of ours."""
+        try:
+            return self.line.recv(_PACKET)
+        except ConnectionResetError:
+            return b""
 
     def say(self, **row: object) -> None:
         try:

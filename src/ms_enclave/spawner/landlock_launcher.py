@@ -35,7 +35,9 @@ _PREFIX = "ms-enclave-landlock-"
 _SMALL = (20_000, 40_000)
 """First id and how many, where the machine's own map has no room for a range like the others."""
 _NEEDED = {0: "CHOWN", 5: "KILL", 6: "SETGID", 7: "SETUID"}
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 3.0  # with what the station takes to end, less than its owner waits for us
+_PAUSE = 0.002
+_LOOK = 0.02
 
 
 def main(control: int, plan_file: int) -> None:
@@ -246,16 +248,31 @@ def _be_the_station(
 
 
 def _wait_for_all(station: int) -> None:
-    """Wait for the station, and for whatever a killed one has left to end itself."""
+    """Wait for the station, and for whatever a killed one has left to end itself. What is in a
+    sandbox does not: that becomes ours when its keeper was killed, too."""
     os.waitpid(station, 0)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline:
+    look_at = 0.0
+    while (now := time.monotonic()) < deadline:
         try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.002)
+            if os.waitpid(-1, os.WNOHANG)[0] != 0:
+                continue
         except ChildProcessError:
             return
+        if now >= look_at:
+            look_at = now + _LOOK
+            survey.stop_and_kill(_strays)
+        time.sleep(_PAUSE)
     survey.stop_and_kill(lambda: survey.descendants(os.getpid()))
+
+
+def _strays() -> survey.Members:
+    """Those of our children, with their descendants, that have a filter: keepers have none."""
+    found: survey.Members = {}
+    for pid in survey.children_of(os.getpid()):
+        if survey.is_filtered(pid):
+            found |= {pid: [], **survey.descendants(pid)}
+    return found
 
 
 def _clean_up(scratch: str, groups: list[cgroups.Hierarchy]) -> None:

@@ -42,7 +42,7 @@ __all__ = ["LandlockStation", "Yard"]
 
 _PACKET = 1 << 16
 _OPEN_SECONDS = 10.0
-_END_SECONDS = 8.0
+_END_SECONDS = 5.0
 _LOOK = 0.05
 _FOLDERS = ("work", "tmp")
 _READ = landlock.EXECUTE | landlock.READ_FILE | landlock.READ_DIR

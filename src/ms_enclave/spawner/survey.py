@@ -31,6 +31,7 @@ __all__ = [
     "in_namespace",
     "inner_pid",
     "is_alive",
+    "is_filtered",
     "is_killed",
     "is_stopped",
     "kill_descendants",
@@ -111,12 +112,22 @@ def is_alive(pid: int) -> bool:
 def is_killed(pid: int) -> bool:
     """Whether it has been sent a SIGKILL that it has not yet followed."""
     bit = 1 << (signal.SIGKILL - 1)
+    rows = _status(pid)
+    return any(int(row[1], 16) & bit for row in rows if row[0] in (b"SigPnd:", b"ShdPnd:"))
+
+
+def is_filtered(pid: int) -> bool:
+    """Whether it runs under a seccomp filter, which no process can shed."""
+    return [b"Seccomp:", b"2"] in _status(pid)
+
+
+def _status(pid: int) -> list[list[bytes]]:
+    """The words of each line of /proc/PID/status; none if it is gone."""
     try:
         with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            rows = [line.split() for line in file.read().splitlines()]
+            return [line.split() for line in file.read().splitlines()]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return any(int(row[1], 16) & bit for row in rows if row[0] in (b"SigPnd:", b"ShdPnd:"))
+        return []
 
 
 def is_stopped(pid: int) -> bool:
