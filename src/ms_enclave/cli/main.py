@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import bench, doctor, run, tools
+from ms_enclave.cli import bench, doctor, port, run, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -60,6 +60,9 @@ app.command(
     context_settings={"allow_interspersed_args": False},
     epilog=run.EPILOG,
 )(run.run)
+app.command("port", cls=port.PortCommand, context_settings={"allow_interspersed_args": False})(
+    port.port
+)
 app.command("tools")(tools.tools)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)

@@ -6,7 +6,6 @@ one more line only where we ended it or lost some of its output.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from io import FileIO
@@ -16,7 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ms_enclave.cli.report import EXIT_OURS, complain
+from ms_enclave.cli.program import (
+    LIMITS,
+    SIGHT,
+    Cwd,
+    Disk,
+    Env,
+    Interpreter,
+    Memory,
+    Network,
+    Pids,
+    Timeout,
+    Volume,
+    config_of,
+    environment_of,
+    exit_code_of,
+    remark,
+    size_of,
+    volumes_of,
+    write_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,17 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "RunCommand", "run"]
 
-EXIT_TIMEOUT = 124
-EXIT_OUT_OF_MEMORY = 137
-
 EPILOG = (
     "The exit code is the program's own; 124 after a time-out, 137 when it ran out of memory, "
     "125 where ms-enclave could not run it."
 )
-
-_LIMITS = "Limits"
-_SIGHT = "What it sees"
-_STANDARD_OUTPUTS = {"stdout": 1, "stderr": 2}
 
 
 class RunCommand(TyperCommand):
@@ -102,79 +113,37 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as JSON when it has ended.")
     ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Wall-clock time (30).", rich_help_panel=_LIMITS),
-    ] = None,
+    timeout: Timeout = None,
     cpu_time: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Processor time.", rich_help_panel=_LIMITS),
+        typer.Option(metavar="SECONDS", help="Processor time.", rich_help_panel=LIMITS),
     ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory, such as 512m (1g).", rich_help_panel=_LIMITS),
-    ] = None,
-    disk: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="What it may write to files (256m).", rich_help_panel=_LIMITS
-        ),
-    ] = None,
-    pids: Annotated[
-        int | None,
-        typer.Option(metavar="COUNT", help="Processes and threads (128).", rich_help_panel=_LIMITS),
-    ] = None,
+    memory: Memory = None,
+    disk: Disk = None,
+    pids: Pids = None,
     output_limit: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="What is shown of each output (10m).", rich_help_panel=_LIMITS
+            metavar="SIZE", help="What is shown of each output (10m).", rich_help_panel=LIMITS
         ),
     ] = None,
-    network: Annotated[
-        bool, typer.Option("--network", help="A network of its own.", rich_help_panel=_SIGHT)
-    ] = False,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--volume",
-            "-v",
-            metavar="HOST:INSIDE[:rw]",
-            help="A folder of ours; read-only without rw.",
-            rich_help_panel=_SIGHT,
-        ),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            "-e",
-            metavar="NAME[=VALUE]",
-            help="A variable; without a value, ours.",
-            rich_help_panel=_SIGHT,
-        ),
-    ] = None,
-    cwd: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="The folder to start in.", rich_help_panel=_SIGHT),
-    ] = None,
-    python: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", help="Interpreter or virtual environment.", rich_help_panel=_SIGHT
-        ),
-    ] = None,
+    network: Network = False,
+    volume: Volume = None,
+    env: Env = None,
+    cwd: Cwd = None,
+    python: Interpreter = None,
     rootfs: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
             help="Root file system: a folder or oci-archive:FILE.",
-            rich_help_panel=_SIGHT,
+            rich_help_panel=SIGHT,
         ),
     ] = None,
     isolation: Annotated[
         str | None,
         typer.Option(
-            metavar="TIER", help="The isolation tier to insist on.", rich_help_panel=_SIGHT
+            metavar="TIER", help="The isolation tier to insist on.", rich_help_panel=SIGHT
         ),
     ] = None,
 ) -> None:
@@ -187,15 +156,15 @@ def run(
     source, args = _choose(code, words, command)
     if source == "-" and stdin and code is None:
         raise typer.BadParameter("standard input holds the program: --stdin has nothing to pass on")
-    config = _config(
+    config = config_of(
         timeout=timeout,
-        memory_limit=_size("--memory", memory),
-        disk_limit=_size("--disk", disk),
-        output_limit=_size("--output-limit", output_limit),
+        memory_limit=size_of("--memory", memory),
+        disk_limit=size_of("--disk", disk),
+        output_limit=size_of("--output-limit", output_limit),
         cpu_time_limit=cpu_time,
         pids_limit=pids,
         network_enabled=network or None,
-        volumes=_volumes(volume or []) or None,
+        volumes=volumes_of(volume or []) or None,
         python=python,
         rootfs=rootfs,
         isolation=isolation,
@@ -207,10 +176,10 @@ def run(
         command=command,
         args=args,
         cwd=cwd,
-        env=_environment(env or []),
+        env=environment_of(env or []),
         timeout=timeout,
         stdin=stdin,
-        sink=None if json else _write,
+        sink=None if json else write_out,
     )
     if sandbox_type in {"auto", "process"} and not {"python", "rootfs", "volumes"} & set(config):
         from ms_enclave.boxes._process_ahead import start_ahead
@@ -222,8 +191,8 @@ def run(
     if json:
         typer.echo(result.model_dump_json())
     else:
-        _remark(result)
-    raise typer.Exit(_exit_code(result))
+        remark(result)
+    raise typer.Exit(exit_code_of(result))
 
 
 # --- the command line, understood ---
@@ -260,47 +229,6 @@ def _read_program(name: str) -> str:
         raise typer.BadParameter(f"{name} is not Python source: {error}") from None
 
 
-def _config(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _size(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    from ms_enclave.utils.sizes import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from None
-
-
-def _volumes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Docker's notation to Docker's mapping; read-only unless `rw` is asked for."""
-    volumes: dict[str, dict[str, str]] = {}
-    for text in texts:
-        host, _, rest = text.partition(":")
-        inside, _, mode = rest.partition(":")
-        mode = mode or "ro"
-        if not host or not inside.startswith("/") or mode not in {"ro", "rw"}:
-            raise typer.BadParameter(f"--volume: {text!r} is not HOST:/INSIDE[:ro|rw]")
-        volumes[os.path.abspath(host)] = {"bind": inside, "mode": mode}
-    return volumes
-
-
-def _environment(texts: Sequence[str]) -> dict[str, str]:
-    chosen: dict[str, str] = {}
-    for text in texts:
-        name, given, value = text.partition("=")
-        if not name:
-            raise typer.BadParameter(f"--env: {text!r} is not NAME[=VALUE]")
-        if given:
-            chosen[name] = value
-        elif name in os.environ:
-            chosen[name] = os.environ[name]
-    return chosen
-
-
 # --- the run ---
 
 
@@ -322,37 +250,3 @@ async def _execute(request: _Request) -> CommandResult:
         if request.command is not None:
             return await sandbox.execute_command(request.command, **how)
         return await sandbox.run_code(request.code or "", args=request.args, **how)
-
-
-def _write(stream: str, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(_STANDARD_OUTPUTS[stream], view) :]
-
-
-# --- how it ended ---
-
-
-def _exit_code(result: CommandResult) -> int:
-    from ms_enclave.model import Verdict
-
-    by_verdict = {
-        Verdict.WALL_TIMEOUT: EXIT_TIMEOUT,
-        Verdict.CPU_TIMEOUT: EXIT_TIMEOUT,
-        Verdict.OOM: EXIT_OUT_OF_MEMORY,
-        Verdict.INFRA: EXIT_OURS,
-        Verdict.CANCELLED: EXIT_OURS,
-    }
-    if result.verdict in by_verdict:
-        return by_verdict[result.verdict]
-    return result.exit_code if 0 <= result.exit_code <= 255 else EXIT_OURS
-
-
-def _remark(result: CommandResult) -> None:
-    """Say what the program's own output cannot: that we ended it, or lost some of what it said."""
-    from ms_enclave.model import Verdict
-
-    if result.verdict not in {Verdict.OK, Verdict.ERROR} and result.error:
-        complain(result.error)
-    for stream, lost in result.truncated.items():
-        complain(f"{lost} more bytes of {stream} were dropped", "raise --output-limit to see them")
