@@ -352,7 +352,8 @@ class Command:
         call(self._target.write, data)
 
     def close_stdin(self) -> None:
-        """Its input ends here. Nothing happens where it has ended already.
+        """Its input ends here. Nothing happens where it has ended already. Into a terminal Ctrl-D
+        is typed, which ends what reads there and is not for ever.
 
         Raises:
             SandboxStateError: it was started without `stdin=True`.
@@ -370,6 +371,15 @@ class Command:
     def kill(self) -> None:
         """End it with everything that it started; returns when that is gone."""
         call(self._target.kill)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Give its terminal another size; it gets SIGWINCH. Nothing happens after its end.
+
+        Raises:
+            ConfigError: no terminal is of such a size.
+            SandboxStateError: it was started without `pty`.
+        """
+        call(self._target.resize, rows, cols)
 
     def wait(self, timeout: float | None = None) -> CommandResult:
         """Wait for its end and give its result, with the newest output up to the output limit.
@@ -563,6 +573,7 @@ class Sandbox:
         command: str | Sequence[str],
         *,
         stdin: bool = False,
+        pty: tuple[int, int] | None = None,
         timeout: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -577,12 +588,16 @@ class Sandbox:
 
         Args:
             stdin: whether it is given input, by `write`; otherwise its input is empty.
+            pty: rows and columns of a terminal of its own, which is then its input and its output,
+                raw: one stream, "pty". `TERM` is xterm-256color unless `env` says otherwise.
             timeout: seconds after which it is ended with everything that it started; never, where
                 neither this nor `limits` says so: the config's is for calls that wait.
             tag: a line to know it by in `list_commands`.
 
         Raises:
             ConfigError: an argument is none that a program could be given.
+            CapabilityError: a terminal, and the sandbox has none to give.
+            BlockingIOError: a terminal, and all that the sandbox may have are in use.
             QuotaExceededError: 1,000 commands of the sandbox are running.
             SandboxStateError: the sandbox is not running.
             SandboxLostError: the sandbox failed; never the program.
@@ -592,6 +607,7 @@ class Sandbox:
                 self._target.start_command,
                 command,
                 stdin=stdin,
+                pty=pty,
                 timeout=timeout,
                 cwd=cwd,
                 env=env,

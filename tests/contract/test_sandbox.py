@@ -10,6 +10,7 @@ from ms_enclave.testing import (
     SandboxBoundsContract,
     SandboxContract,
     SandboxLifeContract,
+    TerminalContract,
 )
 from tests.contract.boxes import (
     Cold,
@@ -24,7 +25,12 @@ from tests.contract.boxes import (
 
 
 class ProgramsContract(
-    CommandContract, BackgroundContract, CodeContract, SandboxBoundsContract, SandboxLifeContract
+    CommandContract,
+    BackgroundContract,
+    TerminalContract,
+    CodeContract,
+    SandboxBoundsContract,
+    SandboxLifeContract,
 ):
     """What depends on how programs are started and ended; files do not."""
 

@@ -59,3 +59,38 @@ async def test_a_stopped_guest_holds_up_no_program(box: Sandbox) -> None:
     await box.execute_command(stop)
     command = await box.start_command("yes | head -c 3000000; echo end >&2")
     assert (await command.wait(60)).stderr == "end\n"
+
+
+TAKE_ALL = """
+import os, time
+held = []
+while True:
+    try:
+        held.append(os.openpty())
+    except OSError:
+        break
+print(len(held), flush=True)
+time.sleep(600)
+"""
+
+
+async def test_a_program_that_takes_every_terminal_takes_its_own_sandboxes_only(
+    box: Sandbox,
+) -> None:
+    taker = await box.start_command(["python3", "-c", TAKE_ALL])
+    assert int((await taker.read(wait=20)).data) == 16
+    with pytest.raises(BlockingIOError, match="no terminal left"):
+        await box.start_command("true", pty=(24, 80))
+    async with SandboxFactory.create_sandbox("process") as other:
+        beside = await other.start_command("tty", pty=(24, 80))
+        assert (await beside.wait(10)).stdout == "/dev/pts/0\r\n"
+    await taker.kill()
+    again = await box.start_command("tty", pty=(24, 80))
+    assert (await again.wait(10)).stdout.startswith("/dev/pts/")
+
+
+async def test_the_end_that_masters_a_terminal_is_not_inside(box: Sandbox) -> None:
+    command = await box.start_command("readlink /proc/[0-9]*/fd/* | sort -u", pty=(24, 80))
+    opened = (await command.wait(10)).stdout.split()
+    assert any(name.startswith("/dev/pts/") for name in opened)
+    assert not any("ptmx" in name for name in opened)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandMethods"]
 
+TERM = "xterm-256color"
+"""What a terminal says it is, unless the caller knows better."""
+
 
 class CommandMethods(Life):
     """`start_command` and what belongs to it."""
@@ -37,6 +40,10 @@ class CommandMethods(Life):
     @abstractmethod
     async def _spawn(self, request: SpawnRequest) -> Process:
         """Start one process in the box. The caller closes it."""
+
+    @abstractmethod
+    async def _require(self, capability: str) -> None:
+        """Refuse what the box cannot do. Raises CapabilityError."""
 
     @abstractmethod
     def _settings(
@@ -57,6 +64,7 @@ class CommandMethods(Life):
         command: str | Sequence[str],
         *,
         stdin: bool = False,
+        pty: tuple[int, int] | None = None,
         timeout: float | None = None,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -71,23 +79,32 @@ class CommandMethods(Life):
 
         Args:
             stdin: whether it is given input, by `write`; otherwise its input is empty.
+            pty: rows and columns of a terminal of its own, which is then its input and its output,
+                raw: one stream, "pty". `TERM` is xterm-256color unless `env` says otherwise.
             timeout: seconds after which it is ended with everything that it started; never, where
                 neither this nor `limits` says so: the config's is for calls that wait.
             tag: a line to know it by in `list_commands`.
 
         Raises:
             ConfigError: an argument is none that a program could be given.
+            CapabilityError: a terminal, and the sandbox has none to give.
+            BlockingIOError: a terminal, and all that the sandbox may have are in use.
             QuotaExceededError: 1,000 commands of the sandbox are running.
             SandboxStateError: the sandbox is not running.
             SandboxLostError: the sandbox failed; never the program.
         """
         given, tag = inputs.validate_command(command), inputs.validate_tag(tag)
+        size = inputs.validate_size(pty)
+        if size is not None:
+            env = {"TERM": TERM, **(env or {})}
         limits = inputs.coerce_limits(limits)
         settings = self._settings(timeout, None, cwd, env, user, limits, None)
         seconds = timeout or (None if limits is None else limits.timeout) or math.inf
         async with self._using():
+            if size is not None:
+                await self._require("terminals")
             request, job = await self._plan_command(given, settings)
-            request = replace(request, stdin=stdin)
+            request = replace(request, stdin=stdin, pty=size)
             return await self._known_commands().start(
                 lambda: self._spawn(request), job, timeout=seconds, tag=tag
             )

@@ -34,6 +34,7 @@ __all__ = [
     "validate_command",
     "validate_count",
     "validate_sandbox_id",
+    "validate_size",
     "validate_tag",
     "validate_timeout",
     "validate_user",
@@ -192,6 +193,20 @@ def validate_count(name: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
     return value
+
+
+def validate_size(size: object, name: str = "pty") -> tuple[int, int] | None:
+    """Rows and columns of a terminal, or None for no terminal.
+
+    Raises:
+        ConfigError: it is anything else, or one of them is not 1 to 9999.
+    """
+    if size is None:
+        return None
+    pair = cast("tuple[Any, ...]", size) if isinstance(size, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and 0 < side < 10000 for side in pair):
+        raise ConfigError(f"{name} must be rows and columns from 1 to 9999, not {size!r}")
+    return int(pair[0]), int(pair[1])
 
 
 def validate_tag(tag: object) -> str | None:

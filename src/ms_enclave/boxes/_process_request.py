@@ -124,7 +124,7 @@ def command_document(request: SpawnRequest) -> dict[str, Any]:
     """What a process reads from its channel in order to become a program."""
     return {
         "op": "exec", "argv": list(request.argv or ()), "cwd": request.cwd,
-        "env": dict(request.env),
+        "env": dict(request.env), "terminal": request.pty is not None,
     }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def capabilities(
 ) -> frozenset[str]:
     """What a box can do, from what its station could get."""
     del facts, layered  # forks and checkpoints, which need both, are not built yet
-    always = ("python", "kernel", "limits", "isolation")
+    always = ("python", "kernel", "limits", "isolation", "terminals")
     return frozenset({*always, *(["network"] if network else [])})
 
 

@@ -55,6 +55,9 @@ READ_LIMIT = 16 << 20
 _EVENT = 1 << 16
 _PUT_SECONDS = 10.0
 
+_END_OF_INPUT = b"\x04"
+"""What a person types at a terminal where their input ends (Ctrl-D)."""
+
 _WITH_ITS_BOX = Exit(exit_code=137, signal=9)
 
 Use = Callable[[], AbstractAsyncContextManager[None]]
@@ -147,7 +150,8 @@ class Command:
 
     @on_loop
     async def close_stdin(self) -> None:
-        """Its input ends here. Nothing happens where it has ended already.
+        """Its input ends here. Nothing happens where it has ended already. Into a terminal Ctrl-D
+        is typed, which ends what reads there and is not for ever.
 
         Raises:
             SandboxStateError: it was started without `stdin=True`.
@@ -171,6 +175,21 @@ class Command:
         """End it with everything that it started; returns when that is gone."""
         async with self._use():
             await self._running.kill()
+
+    @on_loop
+    async def resize(self, rows: int, cols: int) -> None:
+        """Give its terminal another size; it gets SIGWINCH. Nothing happens after its end.
+
+        Raises:
+            ConfigError: no terminal is of such a size.
+            SandboxStateError: it was started without `pty`.
+        """
+        size = inputs.validate_size((rows, cols), "the size")
+        terminal = self._running.process.terminal
+        if terminal is None or size is None:
+            raise SandboxStateError(f"Command {self.id} was started without pty")
+        async with self._use():
+            await terminal.resize(*size)
 
     @on_loop
     async def wait(self, timeout: float | None = None) -> CommandResult:
@@ -288,6 +307,7 @@ class _Running:
         self._wall = 0.0
         self._writing = anyio.Lock()
         self._input_closed = False
+        self.has_terminal = process.terminal is not None
 
     @property
     def returncode(self) -> int | None:
@@ -300,7 +320,8 @@ class _Running:
         """As of now."""
         return CommandInfo(
             id=self.id, command=self.job.command, tag=self.tag, pid=self.process.pid,
-            started_at=self.began, returncode=self.returncode, cursor=self.log.end,
+            pty=self.has_terminal, started_at=self.began, returncode=self.returncode,
+            cursor=self.log.end,
         )  # fmt: skip
 
     async def attend(self) -> None:
@@ -319,7 +340,8 @@ class _Running:
 
     async def _attend(self) -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(self._pump, "stdout", self.process.stdout)
+            out: Stream = "pty" if self.has_terminal else "stdout"
+            group.start_soon(self._pump, out, self.process.stdout)
             group.start_soon(self._pump, "stderr", self.process.stderr)
             try:
                 await execution.wait_for_end(self.process, self.job.limits.timeout, self._seen)
@@ -387,6 +409,9 @@ class _Running:
         stream = self.process.stdin
         if stream is None:
             raise SandboxStateError(f"Command {self.id} has no input to close")
+        if self.has_terminal:
+            await self.write(_END_OF_INPUT)
+            return
         self._input_closed = True
         async with self._writing:
             await stream.aclose()

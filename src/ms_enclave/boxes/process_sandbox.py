@@ -86,7 +86,9 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset({"python", "kernel", "limits", "isolation", "ports", "watch", "network"})
+    offers = frozenset(
+        {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network"}
+    )
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -315,7 +317,14 @@ class ProcessSandbox(Sandbox):
         fields = requests.station_fields(limits, self._who(request.user), self._station.facts)
         if request.argv is not None:
             document = requests.command_document(request)
-            return await self._station.spawn(self.id, "exec", document, fields, stdin=request.stdin)
+            terminal = None
+            if request.pty is not None:
+                who = self._who(request.user)
+                terminal = await self._station.open_terminal(self.id, who, request.pty)
+            return await self._station.spawn(
+                self.id, "exec", document, fields, stdin=request.stdin, terminal=terminal,
+                behind=request.pty_behind,
+            )  # fmt: skip
         document = requests.code_document(request, list(config.preload or ()), config.seed)
         fields["preload"] = document["preload"]
         return await self._station.spawn(self.id, "python", document, fields, stdin=request.stdin)

@@ -25,7 +25,7 @@ from ms_enclave.channel._calls import (
 )
 from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
 from ms_enclave.channel.ports import GuestPorts
-from ms_enclave.channel.process import Exit, Process, SpawnRequest
+from ms_enclave.channel.process import Exit, Process, SpawnRequest, Terminal
 from ms_enclave.channel.watch import GuestWatch
 from ms_enclave.errors import ConfigError, SandboxLostError
 from ms_enclave.guest import protocol
@@ -33,7 +33,7 @@ from ms_enclave.model import FileInfo, SearchMatch
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
 
     from anyio.abc import ByteStream
 
@@ -224,13 +224,15 @@ class GuestConnection(GuestPorts, GuestWatch):
             "env": dict(request.env),
             "user": request.user,
             "stdin": request.stdin,
+            "pty": request.pty,
+            "behind": request.pty_behind,
             "limits": _rlimits(request.limits),
         }
         _refuse_nul(request)
         with self._failures(request.cwd):
             call = await self._open("spawn", **body)
             try:
-                process = _GuestProcess(self._connection, call, request.stdin)
+                process = _GuestProcess(self._connection, call, request)
                 await process.started()
             except BaseException:
                 call.close()
@@ -244,9 +246,10 @@ class GuestConnection(GuestPorts, GuestWatch):
 class _GuestProcess(Process):
     """A program that the guest started."""
 
-    def __init__(self, connection: Connection, call: Call, stdin: bool) -> None:
+    def __init__(self, connection: Connection, call: Call, request: SpawnRequest) -> None:
         self.pid = 0
-        self.stdin = _Input(self, call) if stdin else None
+        has_input = request.stdin or (request.pty is not None and not request.pty_behind)
+        self.stdin = _Input(self, call) if has_input else None
         self.stdout = _Output(call, protocol.STDOUT)
         self.stderr = _Output(call, protocol.STDERR)
         self.stdin_closed = False
@@ -254,6 +257,9 @@ class _GuestProcess(Process):
         self._call = call
         self._exit: Exit | None = None
         self._started = False
+        if request.pty is not None:
+            channel = protocol.TERMINAL if request.pty_behind else protocol.STDOUT
+            self.terminal = _GuestTerminal(_Output(call, channel), self.command)
 
     async def started(self) -> None:
         """Wait until it runs.
@@ -304,13 +310,14 @@ class _GuestProcess(Process):
 
     @override
     async def send_signal(self, signum: int) -> None:
-        await self._command("signal", signal=int(signum))
+        await self.command("signal", signal=int(signum))
 
     @override
     async def kill(self) -> None:
-        await self._command("kill")
+        await self.command("kill")
 
-    async def _command(self, operation: str, **body: Any) -> None:
+    async def command(self, operation: str, **body: Any) -> None:
+        """Have something done to it; nothing where it has ended."""
         if self._call.ended or self._call.closed:
             return  # nothing of it is left, or it is nobody's any more
         body = {"op": operation, "call": self._call.number, **body}
@@ -337,6 +344,20 @@ class _GuestProcess(Process):
             pass  # then nothing of it is left to close
         finally:
             self._call.close()
+
+
+class _GuestTerminal(Terminal):
+    def __init__(self, output: _Output, command: Callable[..., Awaitable[None]]) -> None:
+        self.output = output
+        self._command = command
+
+    @override
+    async def resize(self, rows: int, cols: int) -> None:
+        await self._command("resize", rows=rows, cols=cols)
+
+    @override
+    async def interrupt(self) -> None:
+        await self._command("interrupt")
 
 
 class _Output(ByteReceiveStream):

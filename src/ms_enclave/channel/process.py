@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.model.limits import ResolvedLimits
 
-__all__ = ["Exit", "KernelProcess", "KernelRequest", "Process", "SpawnRequest"]
+__all__ = ["Exit", "KernelProcess", "KernelRequest", "Process", "SpawnRequest", "Terminal"]
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 
@@ -48,6 +48,12 @@ class SpawnRequest:
     """Whether `Process.stdin` is a stream; otherwise the program reads from `/dev/null`."""
 
     limits: ResolvedLimits | None = None
+    pty: tuple[int, int] | None = None
+    """Rows and columns of a controlling terminal, for boxes with the capability `terminals`."""
+
+    pty_behind: bool = False
+    """Whether the terminal is not the standard streams, which are pipes then, but behind them, as
+    `/dev/tty`."""
 
     def __post_init__(self) -> None:
         if (self.argv is None) == (self.code is None):
@@ -84,6 +90,21 @@ class Exit:
     detail: str = ""
 
 
+class Terminal(ABC):
+    """The controlling terminal of a program, from its other side."""
+
+    output: ByteReceiveStream
+    """What is written to it. Ends with `anyio.EndOfStream`."""
+
+    @abstractmethod
+    async def resize(self, rows: int, cols: int) -> None:
+        """Give it another size; the program gets SIGWINCH. Nothing happens after its end."""
+
+    @abstractmethod
+    async def interrupt(self) -> None:
+        """Send SIGINT to what has the terminal in the foreground. Nothing happens after its end."""
+
+
 class Process(ABC):
     """A program that runs in a sandbox. Whoever asked for it owns it and closes it.
 
@@ -100,6 +121,10 @@ class Process(ABC):
 
     stderr: ByteReceiveStream
     """Ends with `anyio.EndOfStream`."""
+
+    terminal: Terminal | None = None
+    """Of a request with `pty`. Where it is the standard streams, `stdin` writes to it, `stdout` is
+    its output, and `stderr` is at its end."""
 
     @abstractmethod
     async def wait(self) -> Exit:

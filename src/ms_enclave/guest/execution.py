@@ -32,6 +32,8 @@ __all__ = [
     "descendants",
     "exit_code",
     "fork",
+    "interrupt",
+    "resize",
     "start",
     "start_worker",
 ]
@@ -40,6 +42,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """What a shell answers for a program that is not there, and for one that cannot be run."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
 _RECORD = struct.Struct("!qqdd")
 _CODE_IN_ARGV = 1 << 16  # one argument may have 128 KiB
 _CODE_FROM_DESCRIPTOR = (
@@ -69,6 +72,10 @@ class Program:
         self.cwd = cwd
         self.user = user
         self.limits = limits
+        self.pty: tuple[int, int] | None = None
+        """Rows and columns of a controlling terminal."""
+        self.behind = False
+        """Whether that is not the standard streams."""
         self.code: bytes | None = None
         """Source for the interpreter we run in; `argv` then holds its arguments."""
 
@@ -79,12 +86,16 @@ class Child:
     Owned by the operation that started it, which closes them one by one. Nothing here waits.
     """
 
-    def __init__(self, supervisor: int, report: int, stdin: int, stdout: int, stderr: int) -> None:
+    def __init__(
+        self, supervisor: int, report: int, stdin: int, stdout: int, stderr: int, terminal: int = -1
+    ) -> None:
         self.supervisor = supervisor
         self.report = report
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.terminal = terminal
+        """The end that masters its terminal; where that is its streams, they are copies of it."""
         self.pid = 0
         self.exit: tuple[int, float, float, int] | None = None
         """Wait status, seconds of CPU in the program and in the kernel, peak memory in bytes."""
@@ -118,28 +129,70 @@ class Child:
 
 
 def start(program: Program, stdin: bool) -> Child:
-    """Fork a supervisor and have it start a program. Fails only where a fork or a pipe does."""
+    """Fork a supervisor and have it start a program. Fails only where a fork, a pipe or a terminal
+    does."""
     become_subreaper()
-    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-    inputs = os.pipe2(os.O_CLOEXEC) if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
-    report, out, err = pairs
-    theirs = [inputs[0], out[1], err[1]]
+    opened: list[int] = []
     try:
+        report = _remember(opened, os.pipe2(os.O_CLOEXEC))
+        master, slave = _terminal(program.pty, opened)
+        if slave >= 0 and not program.behind:
+            theirs = [slave, slave, slave]
+            ours = [_remember(opened, (os.dup(master),))[0] for _ in range(2)] + [-1]
+        else:
+            theirs, ours = _pipes(stdin, opened)
         supervisor = fork()
     except OSError:
-        for descriptor in [*theirs, report[0], report[1], out[0], err[0], inputs[1]]:
-            if descriptor >= 0:
-                os.close(descriptor)
+        for descriptor in opened:
+            os.close(descriptor)
         raise
     if supervisor == 0:
-        _supervise(program, report[1], theirs)
-    for descriptor in [*theirs, report[1]]:
+        _supervise(program, report[1], theirs, slave)
+    for descriptor in {*theirs, report[1], slave} - {-1}:
         os.close(descriptor)
-    ours = [report[0], inputs[1], out[0], err[0]]
-    for descriptor in ours:
+    for descriptor in (report[0], *ours, master):
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
-    return Child(supervisor, *ours)
+    return Child(supervisor, report[0], ours[0], ours[1], ours[2], master)
+
+
+def _remember(opened: list[int], descriptors: Sequence[int]) -> Sequence[int]:
+    opened += descriptors
+    return descriptors
+
+
+def _pipes(stdin: bool, opened: list[int]) -> tuple[list[int], list[int]]:
+    """Standard streams of a program, and our ends of them; -1 for none."""
+    if stdin:
+        inputs = _remember(opened, os.pipe2(os.O_CLOEXEC))
+    else:
+        inputs = (_remember(opened, (os.open(os.devnull, os.O_RDONLY),))[0], -1)
+    out = _remember(opened, os.pipe2(os.O_CLOEXEC))
+    err = _remember(opened, os.pipe2(os.O_CLOEXEC))
+    return [inputs[0], out[1], err[1]], [inputs[1], out[0], err[0]]
+
+
+def _terminal(size: tuple[int, int] | None, opened: list[int]) -> Sequence[int]:
+    """Both ends of a new terminal, the one that masters it first; -1 for none."""
+    if size is None:
+        return (-1, -1)
+    ends = _remember(opened, os.openpty())
+    resize(ends[0], *size)
+    return ends
+
+
+def resize(terminal: int, rows: int, cols: int) -> None:
+    """Give a terminal another size; what runs there in the foreground gets SIGWINCH."""
+    import fcntl
+
+    fcntl.ioctl(terminal, _TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+
+def interrupt(terminal: int) -> None:
+    """Send SIGINT to what has a terminal in the foreground."""
+    import fcntl
+
+    fcntl.ioctl(terminal, _TIOCSIG, int(signal.SIGINT))
 
 
 def fork() -> int:
@@ -183,13 +236,13 @@ def start_worker(work: Callable[[int], None]) -> tuple[int, int]:
 # --- in the supervisor ---
 
 
-def _supervise(program: Program, report: int, streams: list[int]) -> NoReturn:
+def _supervise(program: Program, report: int, streams: list[int], terminal: int) -> NoReturn:
     try:
         os.setsid()  # signals to the program's group are not for us
         become_subreaper()
         pid = os.fork()
         if pid == 0:
-            _become(program, streams)
+            _become(program, streams, terminal)
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nothing, number)
@@ -217,9 +270,13 @@ def _collect(pid: int, report: int) -> None:
 # --- in the program ---
 
 
-def _become(program: Program, streams: list[int]) -> NoReturn:
+def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
     try:
         os.setsid()
+        if terminal >= 0:
+            import fcntl
+
+            fcntl.ioctl(terminal, _TIOCSCTTY, 0)
         _place_streams(streams)
         argv = _source_argv(program) if program.code is not None else list(program.argv)
         os.umask(0o022)

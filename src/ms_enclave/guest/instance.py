@@ -40,6 +40,7 @@ _MOST_INLINE = 1 << 16
 _INLINE = 2  # first byte: the request follows
 _scan: "Callable[[str, int], Tuple[Any, int]]" = getattr(json.JSONDecoder(), "scan_once")  # noqa: B009
 """What surrounds it in `json` reads the pages of regular expressions."""
+_TIOCSCTTY = 0x540E
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
@@ -125,7 +126,21 @@ def _complain(text: str) -> None:
     os.write(2, ("ms-enclave: %s\n" % text).encode("utf-8", "surrogateescape"))
 
 
+def _take_terminal(streams: "List[int]") -> None:
+    """Be the leader of a session with a terminal: that of the first three streams, or a fourth."""
+    import fcntl
+
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    fcntl.ioctl(streams[-1], _TIOCSCTTY, 0)
+    for descriptor in streams[3:]:
+        os.close(descriptor)
+    del streams[3:]
+
+
 def _execute(request: "Request", streams: "List[int]") -> "NoReturn":
+    if request.get("terminal"):
+        _take_terminal(streams)
     failed = _take_place(request, streams)
     if failed is not None:
         os._exit(failed)

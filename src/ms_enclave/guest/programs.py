@@ -8,7 +8,7 @@ import signal
 from . import execution
 from .call import Refused
 from .loop import READ, WRITE, Cancelled, Task
-from .protocol import STDERR, STDOUT
+from .protocol import STDERR, STDOUT, TERMINAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def _program(call: Call) -> execution.Program:
         body.get("user"),
         {name: int(limits[name]) for name in _LIMITS if limits.get(name) is not None},
     )
+    pty: Any = body.get("pty")
+    if pty is not None:
+        program.pty = (int(pty[0]), int(pty[1]))
+        program.behind = call.flag("behind")
     if body.get("code") is not None:
         program.code = _bytes(body["code"])
     elif not argv:
@@ -94,7 +98,8 @@ class _Relay:
     def __init__(self, call: Call, child: execution.Child) -> None:
         self._call = call
         self._child = child
-        self._watched: set[str] = set()
+        self._behind = child.terminal if child.stderr >= 0 else -1
+        """Its terminal, where that has an output of its own."""
         self._said_pid = False
         self._said_exit = False
         self._input = b""
@@ -102,7 +107,8 @@ class _Relay:
     @property
     def ended(self) -> bool:
         child = self._child
-        return self._said_exit and child.gone and child.stdout < 0 and child.stderr < 0
+        open_ends = max(child.stdout, child.stderr, self._behind)
+        return self._said_exit and child.gone and open_ends < 0
 
     def step(self) -> float | None:
         """Move what can be moved; gives how long to wait (0: not at all, None: to be woken)."""
@@ -115,6 +121,8 @@ class _Relay:
             self._said_pid = True
             self._call.send_event({"pid": child.pid})
         more = self._pump("stdout", STDOUT) | self._pump("stderr", STDERR)
+        if self._behind >= 0:
+            more |= self._pump("terminal", TERMINAL)
         self._feed()
         if more:
             return 0
@@ -147,6 +155,8 @@ class _Relay:
             except BlockingIOError:
                 self._watch(name, READ)
                 return False
+            except OSError:  # what a terminal gives that nobody has any more
+                data = b""
             if not data:
                 self._close(name)
                 self._call.send_end(channel)
@@ -185,10 +195,13 @@ class _Relay:
         if descriptor >= 0:
             self._call.loop.unwatch(descriptor)
             self._child.close_one(name)
+            if descriptor == self._behind:
+                self._behind = -1
 
     def close_streams(self) -> None:
-        for name in ("stdin", "stdout", "stderr"):
+        for name in ("stdin", "stdout", "stderr", "terminal"):
             self._close(name)
+        self._behind = -1
 
     def close(self) -> None:
         self.close_streams()
@@ -206,6 +219,24 @@ def send_signal(call: Call) -> Steps[dict[str, Any]]:
         child.read_report()
         if child.exit is None:
             os.kill(child.pid, number)
+    return {}
+
+
+def resize(call: Call) -> Steps[dict[str, Any]]:
+    """Give a program's terminal another size."""
+    yield 0
+    child = _target(call)
+    if child is not None and child.terminal >= 0:
+        execution.resize(child.terminal, call.number_of("rows") or 0, call.number_of("cols") or 0)
+    return {}
+
+
+def interrupt(call: Call) -> Steps[dict[str, Any]]:
+    """Interrupt what has a program's terminal in the foreground."""
+    yield 0
+    child = _target(call)
+    if child is not None and child.terminal >= 0:
+        execution.interrupt(child.terminal)
     return {}
 
 
@@ -290,4 +321,10 @@ def _signal(pid: int, number: int) -> None:
         return  # gone already, or not ours to kill
 
 
-OPERATIONS = {"spawn": spawn, "signal": send_signal, "kill": kill}
+OPERATIONS = {
+    "spawn": spawn,
+    "signal": send_signal,
+    "resize": resize,
+    "interrupt": interrupt,
+    "kill": kill,
+}

@@ -48,6 +48,7 @@ __all__ = [
     "STDERR",
     "STDIN",
     "STDOUT",
+    "TERMINAL",
     "VERSION",
     "WIDE_WINDOW",
     "WINDOW",
@@ -68,14 +69,14 @@ VERSION = 1
 
 HELLO, REQUEST, RESULT, ERROR, EVENT, DATA, END, CREDIT, CANCEL = range(1, 10)
 
-STDIN, STDOUT, STDERR = 0, 1, 2
+STDIN, STDOUT, STDERR, TERMINAL = 0, 1, 2, 3
 """Channels of a spawned program; every other call has only channel 0."""
 
 MAX_PAYLOAD = 1 << 16
 MAX_BODY = 8 << 20
 """Bytes of JSON that a request may have over all its frames."""
 
-MAX_CHANNEL = 2
+MAX_CHANNEL = 3
 MAX_CALL = 0xFFFFFFFF
 
 WINDOW = 1 << 18

@@ -32,6 +32,7 @@ __all__ = [
     "SpawnRequest",
     "StarterRow",
     "StationPlan",
+    "TerminalRequest",
     "Trees",
     "User",
 ]
@@ -158,6 +159,12 @@ class BoxRequest(TypedDict):
 
     q: int
     box: str
+
+
+class TerminalRequest(BoxRequest):
+    """Make a terminal, for a user of the sandbox. With a channel to send its ends through."""
+
+    user: list[int]
 
 
 class OpenRequest(BoxRequest):

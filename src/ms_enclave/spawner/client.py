@@ -24,6 +24,7 @@ from ms_enclave.channel.process import Exit, Process
 from ms_enclave.errors import IsolationUnavailableError, SandboxLostError, SandboxStartError
 from ms_enclave.spawner.launch import Launched, launch
 from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
+from ms_enclave.spawner.terminal import HostTerminal, NothingReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -295,12 +296,41 @@ class StationClient:
 
     async def spawn(
         self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
-        *, stdin: bool,
+        *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False,
     ) -> StationProcess:  # fmt: skip
-        """Start a process: `document` is for the process itself, `fields` for the station."""
-        process, channel = await self._start(box, kind, document, fields, stdin=stdin)
+        """Start a process: `document` is for the process itself, `fields` for the station.
+
+        A terminal is taken over; `behind`: not as its standard streams.
+        """
+        try:
+            process, channel = await self._start(
+                box, kind, document, fields, stdin=stdin, terminal=terminal, behind=behind
+            )
+        except BaseException:
+            if terminal is not None:
+                await terminal.aclose()
+            raise
         channel.close()
         return process
+
+    async def open_terminal(
+        self, box: str, user: tuple[int, int], size: tuple[int, int]
+    ) -> HostTerminal:
+        """A new terminal of a sandbox, of so many rows and columns.
+
+        Raises:
+            BlockingIOError: what runs in the sandbox leaves no terminal.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)  # what it is to bring is there when the answer is
+        with ours:
+            with theirs:
+                answer = await self.ask("terminal", [theirs.fileno()], box=box, user=user)
+            if "refused" in answer:
+                raise BlockingIOError(errno.EAGAIN, "The sandbox has no terminal left to give")
+            terminal = HostTerminal(*socket.recv_fds(ours, 1, 2)[1])
+        terminal.set_size(*size)
+        return terminal
 
     async def run(
         self, document: Mapping[str, Any], fields: Mapping[str, Any], limits: Mapping[str, Any],
@@ -370,10 +400,10 @@ class StationClient:
 
     async def _start(
         self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
-        *, stdin: bool,
+        *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False,
     ) -> tuple[StationProcess, socket.socket]:  # fmt: skip
         """A started process and our end of its channel, or nothing that is left of it."""
-        process, ours, theirs = self._new_process(stdin=stdin)
+        process, ours, theirs = self._new_process(stdin=stdin, terminal=terminal, behind=behind)
         try:
             with theirs:
                 send_request(ours, document, process.inner_ends)
@@ -395,11 +425,17 @@ class StationClient:
             process.close_inner_ends()
         return process, ours
 
-    def _new_process(self, *, stdin: bool) -> tuple[StationProcess, socket.socket, socket.socket]:
+    def _new_process(
+        self, *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False
+    ) -> tuple[StationProcess, socket.socket, socket.socket]:
         """A process that is to be, and both ends of its channel; OSError leaves nothing open."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            process = StationProcess(self, next(self._numbers), stdin=stdin)
+            number = next(self._numbers)
+            if terminal is None or behind:
+                process = StationProcess(self, number, stdin=stdin, terminal=terminal)
+            else:
+                process = TerminalProcess(self, number, terminal)
         except BaseException:
             ours.close()
             theirs.close()
@@ -494,12 +530,11 @@ def start_error(row: Mapping[str, Any]) -> SandboxStartError | IsolationUnavaila
 class StationProcess(Process):
     """A process in a sandbox of a station; its ends are pipes that the owner reads itself."""
 
-    def __init__(self, station: StationClient, number: int, *, stdin: bool) -> None:
-        self.pid = 0
-        self.number = number
-        self.is_refused = self.is_killed = False
-        self._station = station
-        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    def __init__(
+        self, station: StationClient, number: int, *, stdin: bool,
+        terminal: HostTerminal | None = None,
+    ) -> None:  # fmt: skip
+        self._begin(station, number)
         opened: list[int] = []
         try:
             for _ in range(3 if stdin else 2):
@@ -518,6 +553,18 @@ class StationProcess(Process):
         self.inner_ends = (in_read, out_write, err_write)
         for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
             os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
+        if terminal is not None:
+            self.own_terminal = self.terminal = terminal
+            self.inner_ends = (*self.inner_ends, os.dup(terminal.other))
+            terminal.close_other()
+
+    def _begin(self, station: StationClient, number: int) -> None:
+        self.pid = 0
+        self.number = number
+        self.is_refused = self.is_killed = False
+        self.own_terminal: HostTerminal | None = None
+        self._station = station
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     def close_inner_ends(self) -> None:
         """Once the process has them they must not be held here, or no pipe would ever end."""
@@ -574,7 +621,7 @@ class StationProcess(Process):
 
     async def abandon(self) -> None:
         """Close the streams of a process that is gone, or never came to be."""
-        for stream in (self.stdin, self.stdout, self.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr, self.own_terminal):
             if stream is not None:
                 await stream.aclose()
         if not self._exit.done():
@@ -612,3 +659,17 @@ class StationProcess(Process):
                 source=row["source"],
             )
         )
+
+
+class TerminalProcess(StationProcess):
+    """A process whose standard streams are a terminal."""
+
+    def __init__(self, station: StationClient, number: int, terminal: HostTerminal) -> None:
+        self._begin(station, number)
+        self.own_terminal = self.terminal = terminal
+        nothing = NothingReader()
+        self.stdin = self.input = terminal.input
+        self.stdout, self.stderr = terminal.reader, nothing
+        self.outputs = (terminal.reader, nothing)
+        self.inner_ends = tuple(os.dup(terminal.other) for _ in range(3))
+        terminal.close_other()

@@ -6,9 +6,9 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
 launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `network`, `look`, `spawn`, `signal`, `kill`, `close` and, for sandboxes that
-outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q` that the
-answer repeats. Events: `ready`, `exit`, `lost`.
+Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `close` and, for
+sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q`
+that the answer repeats. Events: `ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ms_enclave.spawner import (
     seed,
     slot,
     survey,
+    terminals,
     tracer,
     zygote,
 )
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         SignalRequest,
         SpawnRequest,
         StationPlan,
+        TerminalRequest,
         Trees,
         User,
     )
@@ -398,6 +400,31 @@ class Station:
         self.networks[box.name] = way
         network.show_resolver(box.slot, self.own_mounts)
         return None
+
+    def do_terminal(self, request: TerminalRequest, descriptors: list[int]) -> Answer:
+        """Make a terminal of a sandbox and send both ends of it to whoever holds the channel."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "the sandbox is gone"}
+        try:
+            ends = self.make_terminal(box, self.inner_user(request["user"]))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return {"ok": {"refused": "terminals"}}
+        try:
+            with socket.socket(fileno=os.dup(descriptors[0])) as channel:
+                socket.send_fds(channel, [b"T"], list(ends))
+        finally:
+            for end in ends:
+                os.close(end)
+        return {"ok": {}}
+
+    def make_terminal(self, box: Box, user: User) -> tuple[int, int]:
+        place = box.slot
+        base = place.first_id
+        owner = (0, 0) if base is None else (base + user[0], base + user[1])
+        return terminals.open_inside(place.init, self.own_mounts, owner)
 
     def network_descriptors(self) -> Iterator[tuple[int, int]]:
         for way in (*self.networks.values(), *(way for way, _ in self.leaving)):

@@ -1,0 +1,102 @@
+"""The owner's end of a sandbox's terminal."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+import termios
+
+import anyio
+from anyio.abc import ByteReceiveStream
+
+from ms_enclave.channel.process import Terminal
+from ms_enclave.spawner.pipes import PipeReader, PipeWriter
+
+__all__ = ["HostTerminal", "NothingReader"]
+
+_SIGNAL = 0x40045436  # TIOCSIG
+
+
+class HostTerminal(Terminal):
+    """Masters one terminal; owns both descriptors that it is made with.
+
+    Args:
+        master: the end that masters it.
+        other: the end for the program, closed by `close_other` once that has it.
+    """
+
+    def __init__(self, master: int, other: int) -> None:
+        self.other = other
+        self.output = self.reader = TerminalReader(master)
+        self.input = PipeWriter(os.dup(master))
+
+    def set_size(self, rows: int, cols: int) -> None:
+        """What `resize` does, at once."""
+        size = struct.pack("HHHH", rows, cols, 0, 0)
+        fcntl.ioctl(self.reader.fileno(), termios.TIOCSWINSZ, size)
+
+    async def resize(self, rows: int, cols: int) -> None:
+        if self.reader.fileno() >= 0:
+            self.set_size(rows, cols)
+
+    async def interrupt(self) -> None:
+        if self.reader.fileno() >= 0:
+            fcntl.ioctl(self.reader.fileno(), _SIGNAL, int(signal.SIGINT))
+
+    def close_other(self) -> None:
+        """Close the program's end here, or reading would never end. Idempotent."""
+        other, self.other = self.other, -1
+        if other >= 0:
+            os.close(other)
+
+    async def aclose(self) -> None:
+        """Hang up. Idempotent."""
+        self.close_other()
+        await self.input.aclose()
+        await self.reader.aclose()
+
+
+class TerminalReader(PipeReader):
+    """What is written to the terminal. When nobody has it any more, that is an error there."""
+
+    def take(self, max_bytes: int = 1 << 16) -> bytes | None:
+        try:
+            return super().take(max_bytes)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return b""
+            raise
+
+    async def receive(self, max_bytes: int = 1 << 16) -> bytes:
+        try:
+            return await super().receive(max_bytes)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise anyio.EndOfStream from None
+            raise
+
+
+class NothingReader(ByteReceiveStream):
+    """The standard error of a program that has a terminal: that is where it goes."""
+
+    def fileno(self) -> int:
+        """There is nothing to watch."""
+        return -1
+
+    def take(self, max_bytes: int = 1 << 16) -> bytes:
+        """Its end."""
+        del max_bytes
+        return b""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    async def receive(self, max_bytes: int = 1 << 16) -> bytes:
+        del max_bytes
+        raise anyio.EndOfStream
+
+    async def aclose(self) -> None:
+        """Nothing to do."""
