@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import struct
-import termios
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -17,7 +15,7 @@ from ms_enclave.spawner.pipes import PipeReader, PipeWriter
 
 __all__ = ["HostTerminal", "NothingReader"]
 
-_SIGNAL = 0x40045436  # TIOCSIG
+_SET_SIZE, _SIGNAL = 0x5414, 0x40045436  # TIOCSWINSZ, TIOCSIG
 
 
 class HostTerminal(Terminal):
@@ -35,8 +33,7 @@ class HostTerminal(Terminal):
 
     def set_size(self, rows: int, cols: int) -> None:
         """What `resize` does, at once."""
-        size = struct.pack("HHHH", rows, cols, 0, 0)
-        fcntl.ioctl(self.reader.fileno(), termios.TIOCSWINSZ, size)
+        self._control(_SET_SIZE, struct.pack("HHHH", rows, cols, 0, 0))
 
     async def resize(self, rows: int, cols: int) -> None:
         if self.reader.fileno() >= 0:
@@ -44,7 +41,12 @@ class HostTerminal(Terminal):
 
     async def interrupt(self) -> None:
         if self.reader.fileno() >= 0:
-            fcntl.ioctl(self.reader.fileno(), _SIGNAL, int(signal.SIGINT))
+            self._control(_SIGNAL, int(signal.SIGINT))
+
+    def _control(self, request: int, argument: bytes | int) -> None:
+        import fcntl  # only where there are terminals
+
+        fcntl.ioctl(self.reader.fileno(), request, argument)
 
     def close_other(self) -> None:
         """Close the program's end here, or reading would never end. Idempotent."""

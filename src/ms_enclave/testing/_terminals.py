@@ -26,8 +26,8 @@ async def shown(command: Command, text: str, after: int = 0) -> int:
         while text.encode() not in seen:
             chunk = await command.read(after=after, wait=5)
             seen += chunk.data
-            assert not chunk.eof, seen
             after = chunk.cursor
+            assert text.encode() in seen or not chunk.eof, seen
     return after
 
 
