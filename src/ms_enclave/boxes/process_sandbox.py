@@ -373,14 +373,15 @@ class ProcessSandbox(Sandbox):
         from ms_enclave.boxes import _process_kernel as kernels  # a plain run needs none
 
         station, config = self._station, self._settings_of_process
-        modules = [*dict.fromkeys((kernels.MODULE, *(config.preload or ()), *request.preload))]
+        named = [*dict.fromkeys((*(config.preload or ()), *request.preload))]
+        modules = [kernels.MODULE, *named]
         await kernels.prepare(station, modules, _prepare)
         request = replace(request, cwd=self._place.real(request.cwd))
         fields = requests.station_fields(
             request.limits or self._limits, self._who(None), station.facts
         )
         fields["preload"] = modules
-        document = requests.kernel_document(request, modules)
+        document = requests.kernel_document(request, named)
         return kernels.StationKernel(*await station.spawn_kernel(self.id, document, fields))
 
     async def _look(self) -> None:

@@ -205,24 +205,27 @@ def _find_kernel() -> None:
     _kernel = sys.modules.get("guest.kernel", _kernel)
 
 
+def _import_what_can_be(names: "List[str]") -> None:
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            continue  # the cell's own import says it better
+
+
 def _become_kernel(request: "Request", streams: "List[int]", channel: int) -> None:
     """A Python that runs cells, one after the other."""
     failed = _take_place(request, streams)
     if failed is not None:
         os._exit(failed)
     _take_environment(request["env"])
-    if not _ordinary:
+    if _kernel is None:  # else all of this was done before the copy
         _become_ordinary()
-    if _kernel is None:
         __import__("guest.kernel")
-    _find_kernel()
+        _find_kernel()
+        _keep_nothing_of_ours()
+        _import_what_can_be(request["preload"])
     kernel: Any = _kernel
-    _keep_nothing_of_ours()
-    for name in request["preload"]:
-        try:
-            __import__(name)
-        except ImportError:
-            continue  # the cell's own import says it better
     _after_copy(request.get("seed"))
     sys.path.insert(0, "")
     kernel.serve(channel, channel)

@@ -47,9 +47,31 @@ _SHOWN_AFTER = 0.05
 
 
 def _make_shell() -> Shell:
-    if kernel_ipython is not None:
-        return kernel_ipython.make()
-    return kernel_plain.PlainShell()
+    shell = kernel_plain.PlainShell() if kernel_ipython is None else kernel_ipython.make()
+    _rehearse(shell)
+    return shell
+
+
+def _rehearse(shell: Shell) -> None:
+    """Run cells as every kernel will, so that what they load and remember is there in each copy."""
+    main, hook = sys.modules["__main__"], sys.displayhook
+    shell.link = _Nobody()  # type: ignore[assignment]
+    shell.connect(shell.link)
+    try:
+        for code in ("1 + 1", "def f():\n    1/0\nf()", "1 +", "1 + 1"):
+            shell.execute({"code": code})
+        shell.forget()
+    finally:
+        sys.modules["__main__"], sys.displayhook = main, hook
+
+
+class _Nobody:
+    """Stands for a link where there is none yet."""
+
+    display_limit = 1 << 20
+
+    def send_message(self, kind: str, content: dict[str, Any]) -> None:
+        displays.to_json({"type": kind, "content": content})
 
 
 _shell = _make_shell()

@@ -65,10 +65,16 @@ class IPythonShell(Shell):
     def version(self) -> str:
         return str(IPython.__version__)
 
-    def begin(self, link: Link) -> None:
-        super().begin(link)
+    def connect(self, link: Link) -> None:
+        super().connect(link)
         for part in (self.shell, self.shell.displayhook, self.shell.display_pub):
             part.link = link
+
+    def forget(self) -> None:
+        self.shell.reset(new_session=True)
+
+    def begin(self, link: Link) -> None:
+        super().begin(link)
         sys.modules["__main__"] = self.shell.user_module
         sys.argv[:] = [""]
         os.environ.setdefault("MPLBACKEND", _INLINE)

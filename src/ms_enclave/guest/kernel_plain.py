@@ -40,7 +40,15 @@ class Shell:
 
     def begin(self, link: Link) -> None:
         """The first thing in the kernel's own process."""
+        self.connect(link)
+
+    def connect(self, link: Link) -> None:
+        """Have what cells show go there."""
         self.link = link
+
+    def forget(self) -> None:
+        """Be as before the first cell."""
+        raise NotImplementedError
 
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run a cell to its end. Gives the reply; what it shows is sent as it comes."""
@@ -118,15 +126,24 @@ class PlainShell(Shell):
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
 
+    def connect(self, link: Link) -> None:
+        super().connect(link)
+        self._displays = displays.Displays(link)
+        sys.modules["__main__"] = self._module
+        sys.displayhook = self._show_result
+
+    def forget(self) -> None:
+        self._count = 0
+        self._module.__dict__.clear()
+        self._module.__dict__.update(types.ModuleType("__main__").__dict__)
+        self._module.__dict__["__builtins__"] = builtins
+
     def begin(self, link: Link) -> None:
         super().begin(link)
-        shown = displays.Displays(link)
+        shown = self._displays
         for name in ("display", "update_display", "clear_output"):
             setattr(builtins, name, getattr(shown, name))
-        self._displays = shown
-        sys.modules["__main__"] = self._module
         sys.argv[:] = [""]
-        sys.displayhook = self._show_result
         os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
         sys.modules[_FIGURES] = _Figures(shown)
 
