@@ -6,8 +6,12 @@ import sys
 from typing import Any, ClassVar
 
 from ms_enclave.testing import KernelContract
-from tests.contract.boxes import Process, needs_process
+from tests.contract.boxes import Process, Subprocess, needs_process
 from tests.support.interpreters import bare_python
+
+
+class TestSubprocess(Subprocess, KernelContract):
+    implementation = "ipython"
 
 
 @needs_process

@@ -57,7 +57,7 @@ class SubprocessSandbox(Sandbox):
 
     sandbox_type = "subprocess"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
-    offers = frozenset({"python", "terminals", "ports", "watch"})
+    offers = frozenset({"python", "kernel", "terminals", "ports", "watch"})
 
     program: ClassVar[str] = _GUEST
     """What runs inside; tests put something hostile here."""
@@ -75,7 +75,7 @@ class SubprocessSandbox(Sandbox):
         stack.callback(self._socket.close)
         with theirs:
             self._child = await anyio.to_thread.run_sync(self._start, theirs, folder)
-        self._capabilities = frozenset({"python", "terminals", "ports", "watch"})
+        self._capabilities = frozenset({"python", "kernel", "terminals", "ports", "watch"})
         self._isolation = IsolationReport(tier="none", kernel=os.uname().release)
 
     def _start(self, theirs: socket.socket, folder: str, *user: str) -> subprocess.Popen[bytes]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._life import Life
-from ms_enclave.errors import CapabilityError
 from ms_enclave.loop import on_loop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ms_enclave.boxes.kernels import Kernel, Kernels
+    from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest
     from ms_enclave.model import IsolationReport, SandboxConfig
     from ms_enclave.model.kernels import KernelInfo
@@ -33,9 +33,13 @@ class KernelMethods(Life):
     async def _require(self, capability: str) -> None:
         """Refuse what the box cannot do. Raises CapabilityError."""
 
+    @abstractmethod
+    async def _get_guest(self) -> GuestConnection:
+        """The guest of the sandbox's own user."""
+
     async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
         """Start a kernel in the box. The caller closes it. Only where there is the capability."""
-        raise CapabilityError("kernel")
+        return await (await self._get_guest()).start_kernel(request)
 
     @on_loop
     async def kernel(

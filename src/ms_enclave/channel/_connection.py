@@ -145,6 +145,11 @@ class Call:
             return b""
         return self._consumed(self._inboxes[channel].take(limit), channel)
 
+    def take_now(self, channel: int, limit: int = protocol.WIDE_WINDOW) -> bytes:
+        """What has come on a channel already, b"" for nothing."""
+        inbox = self._inboxes[channel]
+        return self._consumed(inbox.take(limit), channel) if inbox.chunks else b""
+
     async def receive_page(self) -> bytes:
         """The next whole frame of data, b"" when no more will come."""
         if not await self._has_come(0):

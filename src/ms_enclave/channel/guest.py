@@ -6,6 +6,7 @@ through a closed table, texts are cut and quoted, figures are checked.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ from ms_enclave.channel._calls import (
 )
 from ms_enclave.channel._connection import Call, CallFailed, Connection, ProtocolError
 from ms_enclave.channel.ports import GuestPorts
-from ms_enclave.channel.process import Exit, Process, SpawnRequest, Terminal
+from ms_enclave.channel.process import Exit, KernelProcess, Process, SpawnRequest, Terminal
 from ms_enclave.channel.watch import GuestWatch
 from ms_enclave.errors import ConfigError, SandboxLostError
 from ms_enclave.guest import protocol
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream
 
+    from ms_enclave.channel.process import KernelRequest
     from ms_enclave.model.limits import ResolvedLimits
 
 __all__ = ["GuestConnection", "ProtocolError"]
@@ -229,6 +231,24 @@ class GuestConnection(GuestPorts, GuestWatch):
             "limits": _rlimits(request.limits),
         }
         _refuse_nul(request)
+        return (await self._start(request, body))[0]
+
+    async def start_kernel(self, request: KernelRequest) -> KernelProcess:
+        """Start a kernel: a fork of the guest itself. Cancelled, it is killed."""
+        body: dict[str, Any] = {
+            "argv": [],
+            "kernel": {"preload": list(request.preload), "seed": request.seed},
+            "cwd": request.cwd,
+            "env": dict(request.env),
+            "stdin": True,
+            "limits": _rlimits(request.limits),
+        }
+        program = SpawnRequest(argv=("kernel",), cwd=request.cwd, stdin=True)
+        return _GuestKernel(*await self._start(program, body))
+
+    async def _start(
+        self, request: SpawnRequest, body: dict[str, Any]
+    ) -> tuple[_GuestProcess, Call]:
         with self._failures(request.cwd):
             call = await self._open("spawn", **body)
             try:
@@ -237,7 +257,7 @@ class GuestConnection(GuestPorts, GuestWatch):
             except BaseException:
                 call.close()
                 raise
-            return process
+            return process, call
 
 
 # --- programs ---
@@ -358,6 +378,52 @@ class _GuestTerminal(Terminal):
     @override
     async def interrupt(self) -> None:
         await self._command("interrupt")
+
+
+class _GuestKernel(KernelProcess):
+    """A kernel that the guest started; three tasks of its own take what it says."""
+
+    def __init__(self, process: _GuestProcess, call: Call) -> None:
+        self.process = process
+        self._call = call
+        self._take: Callable[[str, bytes], object] = lambda _source, _data: None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @override
+    def listen(self, take: Callable[[str, bytes], object]) -> None:
+        self._take = take
+        self._tasks = [
+            asyncio.ensure_future(self._pump(name, channel))
+            for name, channel in _KERNEL_CHANNELS.items()
+        ]
+
+    async def _pump(self, name: str, channel: int) -> None:
+        try:
+            while data := await self._call.receive(channel, _KERNEL_CHUNK):
+                self._take(name, data)
+        except (CallFailed, SandboxLostError, anyio.ClosedResourceError):
+            pass  # whoever waits for the process hears of it
+        self._take(name, b"")
+
+    @override
+    def drain(self, *, channel: bool = False) -> None:
+        for name, number in _KERNEL_CHANNELS.items():
+            while (channel or name != "channel") and (data := self._call.take_now(number)):
+                self._take(name, data)
+
+    @override
+    async def send(self, data: bytes) -> None:
+        await self._call.send(data)
+
+    @override
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self.process.aclose()
+
+
+_KERNEL_CHANNELS = {"channel": 0, "stdout": protocol.STDOUT, "stderr": protocol.STDERR}
+_KERNEL_CHUNK = 1 << 16
 
 
 class _Output(ByteReceiveStream):

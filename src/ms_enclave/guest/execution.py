@@ -78,6 +78,8 @@ class Program:
         """Whether that is not the standard streams."""
         self.code: bytes | None = None
         """Source for the interpreter we run in; `argv` then holds its arguments."""
+        self.kernel: dict[str, Any] | None = None
+        """What kernel to be instead, in this interpreter; its `stdin` is then its channel."""
 
 
 class Child:
@@ -87,7 +89,14 @@ class Child:
     """
 
     def __init__(
-        self, supervisor: int, report: int, stdin: int, stdout: int, stderr: int, terminal: int = -1
+        self,
+        supervisor: int,
+        report: int,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        terminal: int = -1,
+        said: int = -1,
     ) -> None:
         self.supervisor = supervisor
         self.report = report
@@ -96,6 +105,8 @@ class Child:
         self.stderr = stderr
         self.terminal = terminal
         """The end that masters its terminal; where that is its streams, they are copies of it."""
+        self.said = said
+        """What a kernel says on its channel; -1 for other programs."""
         self.pid = 0
         self.exit: tuple[int, float, float, int] | None = None
         """Wait status, seconds of CPU in the program and in the kernel, peak memory in bytes."""
@@ -136,11 +147,14 @@ def start(program: Program, stdin: bool) -> Child:
     try:
         report = _remember(opened, os.pipe2(os.O_CLOEXEC))
         master, slave = _terminal(program.pty, opened)
+        said = -1
         if slave >= 0 and not program.behind:
             theirs = [slave, slave, slave]
             ours = [_remember(opened, (os.dup(master),))[0] for _ in range(2)] + [-1]
         else:
             theirs, ours = _pipes(stdin, opened)
+        if program.kernel is not None:
+            theirs, said = _channel(theirs, opened)
         supervisor = fork()
     except OSError:
         for descriptor in opened:
@@ -150,10 +164,17 @@ def start(program: Program, stdin: bool) -> Child:
         _supervise(program, report[1], theirs, slave)
     for descriptor in {*theirs, report[1], slave} - {-1}:
         os.close(descriptor)
-    for descriptor in (report[0], *ours, master):
-        if descriptor >= 0:
-            os.set_blocking(descriptor, False)
-    return Child(supervisor, report[0], ours[0], ours[1], ours[2], master)
+    for descriptor in {report[0], *ours, master, said} - {-1}:
+        os.set_blocking(descriptor, False)
+    return Child(supervisor, report[0], ours[0], ours[1], ours[2], master, said)
+
+
+def _channel(streams: list[int], opened: list[int]) -> tuple[list[int], int]:
+    """The descriptors of a kernel from 0 on, and our end of what it says: it reads nothing from 0,
+    but from 3 what others have there, and says what it says on 4."""
+    nothing = _remember(opened, (os.open(os.devnull, os.O_RDONLY),))[0]
+    said = _remember(opened, os.pipe2(os.O_CLOEXEC))
+    return [nothing, *streams[1:], streams[0], said[1]], said[0]
 
 
 def _remember(opened: list[int], descriptors: Sequence[int]) -> Sequence[int]:
@@ -281,6 +302,8 @@ def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
         argv = _source_argv(program) if program.code is not None else list(program.argv)
         os.umask(0o022)
         status = _enter(program)
+        if status is None and program.kernel is not None:
+            _be_kernel(program.kernel, program.env)
         if status is None:
             _restore_signals()
             status = _execute(argv, program.env)
@@ -298,7 +321,15 @@ def _place_streams(streams: list[int]) -> None:
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in streams]
     for number, descriptor in enumerate(moved):
         os.dup2(descriptor, number)
-    close_from(3)
+    close_from(len(streams))
+
+
+def _be_kernel(request: dict[str, Any], environment: dict[bytes, bytes]) -> None:
+    """Go on as a kernel: this interpreter is as good as a new one."""
+    from . import instance
+
+    names = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
+    instance.be_kernel(dict(request, env=names), 3, 4)
 
 
 def _source_argv(program: Program) -> list[bytes]:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 else:
     _Values = tuple
 
-__all__ = ["main"]
+__all__ = ["be_kernel", "main"]
 
+_PACKAGE = __package__ or "guest"
 _CHANNEL_DESCRIPTORS = 8
 _MOST_INLINE = 1 << 16
 _INLINE = 2  # first byte: the request follows
@@ -202,7 +203,7 @@ _kernel: "Any" = None
 def _find_kernel() -> None:
     """Keep hold of the kernel's module: the program is to see nothing of the guest."""
     global _kernel
-    _kernel = sys.modules.get("guest.kernel", _kernel)
+    _kernel = sys.modules.get(_PACKAGE + ".kernel", _kernel)
 
 
 def _import_what_can_be(names: "List[str]") -> None:
@@ -218,17 +219,22 @@ def _become_kernel(request: "Request", streams: "List[int]", channel: int) -> No
     failed = _take_place(request, streams)
     if failed is not None:
         os._exit(failed)
+    be_kernel(request, channel, channel)
+
+
+def be_kernel(request: "Request", source: int, target: int) -> None:
+    """Go on as a kernel that reads from one descriptor and writes to another."""
     _take_environment(request["env"])
     if _kernel is None:  # else all of this was done before the copy
         _become_ordinary()
-        __import__("guest.kernel")
+        __import__(_PACKAGE + ".kernel")
         _find_kernel()
         _keep_nothing_of_ours()
         _import_what_can_be(request["preload"])
     kernel: Any = _kernel
     _after_copy(request.get("seed"))
     sys.path.insert(0, "")
-    kernel.serve(channel, channel)
+    kernel.serve(source, target)
 
 
 _OWN_NEEDS = ("fcntl", "linecache", "random", "types")
@@ -297,8 +303,9 @@ def _become_ordinary() -> None:
 
 def _keep_nothing_of_ours() -> None:
     """The program sees no module of the guest."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "guest"]:
-        del sys.modules[name]
+    for name in list(sys.modules):
+        if name == _PACKAGE or name.startswith(_PACKAGE + "."):
+            del sys.modules[name]
 
 
 class _Flags(_Values):

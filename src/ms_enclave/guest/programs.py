@@ -8,7 +8,7 @@ import signal
 from . import execution
 from .call import Refused
 from .loop import READ, WRITE, Cancelled, Task
-from .protocol import STDERR, STDOUT, TERMINAL
+from .protocol import STDERR, STDIN, STDOUT, TERMINAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def _program(call: Call) -> execution.Program:
     if pty is not None:
         program.pty = (int(pty[0]), int(pty[1]))
         program.behind = call.flag("behind")
-    if body.get("code") is not None:
+    if body.get("kernel") is not None:
+        program.kernel = call.value("kernel", dict)
+    elif body.get("code") is not None:
         program.code = _bytes(body["code"])
     elif not argv:
         raise Refused("an empty command")
@@ -103,12 +105,13 @@ class _Relay:
         self._said_pid = False
         self._said_exit = False
         self._input = b""
+        self._held = b""
 
     @property
     def ended(self) -> bool:
         child = self._child
-        open_ends = max(child.stdout, child.stderr, self._behind)
-        return self._said_exit and child.gone and open_ends < 0
+        open_ends = max(child.stdout, child.stderr, child.said, self._behind)
+        return self._said_exit and child.gone and open_ends < 0 and not self._held
 
     def step(self) -> float | None:
         """Move what can be moved; gives how long to wait (0: not at all, None: to be woken)."""
@@ -120,9 +123,12 @@ class _Relay:
         if child.pid and not self._said_pid:
             self._said_pid = True
             self._call.send_event({"pid": child.pid})
+        self._hold_said()
         more = self._pump("stdout", STDOUT) | self._pump("stderr", STDERR)
         if self._behind >= 0:
             more |= self._pump("terminal", TERMINAL)
+        if not more:
+            more = self._send_said()
         self._feed()
         if more:
             return 0
@@ -164,6 +170,30 @@ class _Relay:
             self._call.send(data, channel)
         return True
 
+    def _hold_said(self) -> None:
+        """Take what a kernel says, but let what it printed before go first."""
+        while not self._held and self._child.said >= 0:
+            credit = self._call.credit(STDIN)
+            if not credit:
+                return
+            try:
+                self._held = os.read(self._child.said, credit)
+            except BlockingIOError:
+                self._watch("said", READ)
+                return
+            if not self._held:
+                self._close("said")
+                self._call.send_end(STDIN)
+
+    def _send_said(self) -> bool:
+        """Send what is held; True when there may be more."""
+        if not self._held:
+            return False
+        credit = self._call.credit(STDIN)
+        self._call.send(self._held[:credit], STDIN)
+        self._held = self._held[credit:]
+        return credit > 0
+
     def _feed(self) -> None:
         while self._child.stdin >= 0:
             if not self._input:
@@ -199,7 +229,7 @@ class _Relay:
                 self._behind = -1
 
     def close_streams(self) -> None:
-        for name in ("stdin", "stdout", "stderr", "terminal"):
+        for name in ("stdin", "stdout", "stderr", "terminal", "said"):
             self._close(name)
         self._behind = -1
 
