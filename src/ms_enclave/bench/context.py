@@ -41,11 +41,13 @@ class Scale:
     idle: int
     alive: int
     made: int
+    streamed: int = 1024
+    """MiB."""
 
 
 DEFAULT = Scale(5, 20, 3, 60, 5, 120, 6, 500, 1000, 1000)
-QUICK = Scale(2, 8, 1, 25, 2, 50, 3, 200, 400, 300)
-WARM_UP = Scale(1, 2, 1, 4, 1, 5, 1, 5, 10, 20)
+QUICK = Scale(2, 8, 1, 25, 2, 50, 3, 200, 400, 300, streamed=256)
+WARM_UP = Scale(1, 2, 1, 4, 1, 5, 1, 5, 10, 20, streamed=16)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import measures
+from ms_enclave.bench import measures, streams
 from ms_enclave.bench.figures import Figure, Promise
 from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
 
@@ -109,6 +109,17 @@ ROWS = (
         (Figure(measures.LAST, promises=(Promise(1.2, measures.FIRST),)),),
         measures.turnover,
         once=True,
+    ),
+    Row(
+        "streams",
+        (
+            Figure(streams.READ_STREAM, "MiB/s", True, (Promise(300, at_least=True),)),
+            Figure(streams.CONNECT, "MiB/s", True, (Promise(300, at_least=True),)),
+            Figure(streams.MEMORY, "MiB", promises=(Promise(16),)),
+            Figure(streams.GUEST_MEMORY, "MiB", promises=(Promise(8),)),
+        ),
+        streams.streams,
+        (streams.LOOPBACK,),
     ),
     Row(
         "import",
