@@ -836,17 +836,25 @@ class Sandbox:
         return iterate(self._target.get_archive, path, user=user)
 
     def get_dir(
-        self, source: str, target: str | PathLike[str], *, user: str | int | None = None
+        self,
+        source: str,
+        target: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        max_bytes: int = 8 << 30,
     ) -> None:
         """Copy a folder of the sandbox into a folder of the host, which is made if needed.
 
         What comes out is hostile: only plain files and folders that stay below the target are
         taken, links and devices are left out.
 
+        Args:
+            max_bytes: what it may take on the host; what is inside decides how much there is.
+
         Raises:
-            ConfigError: the archive holds something that cannot be taken safely.
+            ConfigError: the archive holds something that cannot be taken safely, or is larger.
         """
-        call(self._target.get_dir, source, target, user=user)
+        call(self._target.get_dir, source, target, user=user, max_bytes=max_bytes)
 
     def initialize_tools(self) -> None:
         """Make the tools that the config names. `start` does it; a second time changes nothing.

@@ -18,8 +18,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -54,7 +55,7 @@ from ms_enclave.model import (
 
 if TYPE_CHECKING:
     from os import PathLike
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
     from ms_enclave.boxes._relay import Sink
     from ms_enclave.channel.guest import GuestConnection
@@ -75,7 +76,13 @@ CONNECT_BOUND = 10.0
 """Seconds that a guest may take to answer for the first time."""
 
 SPOOL_SIZE = 8 << 20
-"""Bytes of a folder on its way out that are held in memory before a file is used."""
+"""Bytes of a folder on its way that are held in memory before a file is used."""
+
+SPOOL_PIECE = 1 << 20
+
+GET_DIR_LIMIT = 8 << 30
+GET_DIR_OVERHEAD = 64 << 20
+"""What the archive may say about its files, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -524,12 +531,16 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
         Raises:
             ConfigError: the source is not a folder.
         """
-        from ms_enclave.utils.archive import tar_directory  # with it comes `tarfile`
+        import tempfile
+
+        from ms_enclave.utils.archive import write_directory  # with it comes `tarfile`
 
         if not await anyio.Path(source).is_dir():
             raise ConfigError(f"put_dir source is not a directory: {source}")
-        archive = await anyio.to_thread.run_sync(tar_directory, source)
-        await self.put_archive(target, archive, user=user)
+        with tempfile.SpooledTemporaryFile(SPOOL_SIZE) as spool:
+            await anyio.to_thread.run_sync(write_directory, source, spool)
+            spool.seek(0)
+            await self.put_archive(target, _pieces(spool), user=user)
 
     async def put_archive(
         self,
@@ -565,24 +576,39 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
         return self._stream(lambda guest: guest.get_archive(text), inputs.validate_user(user))
 
     async def get_dir(
-        self, source: str, target: str | PathLike[str], *, user: str | int | None = None
+        self,
+        source: str,
+        target: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        max_bytes: int = GET_DIR_LIMIT,
     ) -> None:
         """Copy a folder of the sandbox into a folder of the host, which is made if needed.
 
         What comes out is hostile: only plain files and folders that stay below the target are
         taken, links and devices are left out.
 
+        Args:
+            max_bytes: what it may take on the host; what is inside decides how much there is.
+
         Raises:
-            ConfigError: the archive holds something that cannot be taken safely.
+            ConfigError: the archive holds something that cannot be taken safely, or is larger.
         """
         import tempfile
 
         from ms_enclave.utils.archive import extract_tar
 
+        limit = inputs.validate_count("max_bytes", max_bytes)
+        size = 0
         with tempfile.SpooledTemporaryFile(SPOOL_SIZE) as spool:
-            async for chunk in self.get_archive(source, user=user):
-                await anyio.to_thread.run_sync(spool.write, chunk)
-            await anyio.to_thread.run_sync(extract_tar, spool, Path(target))
+            async with aclosing(self.get_archive(source, user=user)) as chunks:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > limit + GET_DIR_OVERHEAD:
+                        raise ConfigError(f"{source} has more than {limit} bytes")
+                    await anyio.to_thread.run_sync(spool.write, chunk)
+            extract = partial(extract_tar, spool, Path(target), max_bytes=limit)
+            await anyio.to_thread.run_sync(extract)
 
     # --- tools ---
 
@@ -639,3 +665,8 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := await anyio.to_thread.run_sync(file.read, SPOOL_PIECE):
+        yield piece

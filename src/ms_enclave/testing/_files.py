@@ -512,6 +512,27 @@ class FilesContract(SandboxSuite):
         await fresh.get_dir("out", tmp_path / "target")
         assert await run_sync(_read_tree, tmp_path) == {"target": None, "target/plain": b"x\n"}
 
+    async def test_a_folder_is_not_taken_beyond_what_the_caller_allows(
+        self, fresh: Sandbox, tmp_path: Path
+    ) -> None:
+        await fresh.execute_command("mkdir much; truncate -s 100M much/hole; echo x > much/small")
+        with pytest.raises(ConfigError, match="more than"):
+            await fresh.get_dir("much", tmp_path / "out", max_bytes=MIB)
+        assert await run_sync(_read_tree, tmp_path) == {}
+        await fresh.execute_command("rm much/hole")
+        await fresh.get_dir("much", tmp_path / "out", max_bytes=MIB)
+        assert await run_sync(_read_tree, tmp_path / "out") == {"small": b"x\n"}
+
+    async def test_a_folder_larger_than_what_is_held_goes_in_and_out(
+        self, fresh: Sandbox, tmp_path: Path
+    ) -> None:
+        content = b"0123456789abcdef" * (20 * MIB // 16)
+        await run_sync((tmp_path / "in").mkdir)
+        await run_sync((tmp_path / "in" / "big").write_bytes, content)
+        await fresh.put_dir(tmp_path / "in", "big")
+        await fresh.get_dir("big", tmp_path / "out")
+        assert await run_sync(_read_tree, tmp_path / "out") == {"big": content}
+
     async def test_an_archive_comes_out_as_tar(self, fresh: Sandbox) -> None:
         await fresh.files.write("packed/a", b"1")
         data = b"".join([chunk async for chunk in fresh.get_archive("packed")])

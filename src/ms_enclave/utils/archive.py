@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO
 
-__all__ = ["Extracted", "extract_tar", "tar_directory", "tar_file"]
+__all__ = ["MAX_BYTES", "Extracted", "extract_tar", "tar_directory", "tar_file", "write_directory"]
 
 MAX_BYTES = 8 << 30
 """Bytes that an archive may unpack to."""
@@ -45,11 +45,17 @@ def tar_directory(source: str | os.PathLike[str]) -> bytes:
         NotADirectoryError: it is no folder.
         OSError: something in it cannot be read.
     """
+    buffer = io.BytesIO()
+    write_directory(source, buffer)
+    return buffer.getvalue()
+
+
+def write_directory(source: str | os.PathLike[str], target: IO[bytes]) -> None:
+    """The same into a file, which may be larger than memory. Raises as `tar_directory`."""
     root = Path(source)
     if not root.is_dir():
         raise NotADirectoryError(f"not a directory: {source}")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in _walk(root):
             member = tar.gettarinfo(path, path.relative_to(root).as_posix())
             # A second name of one file would become a link to the first.
@@ -62,7 +68,6 @@ def tar_directory(source: str | os.PathLike[str]) -> bytes:
             with path.open("rb") as content:
                 member.size = os.fstat(content.fileno()).st_size
                 tar.addfile(member, content)
-    return buffer.getvalue()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -124,6 +129,8 @@ def extract_tar(
         ConfigError: a name that is absolute, holds `..` or cannot be a name here; more than the
             bounds; a file in the place of a folder; no valid tar.
         OSError: the target cannot be written.
+
+    Where second names of files make it too much, some of it is there when that is raised.
     """
     _check_all(source, max_bytes, max_members)
     root = Path(target)
@@ -134,11 +141,12 @@ def extract_tar(
         if member.isdir():
             _make_folder(root, parts)
         elif member.isreg():
+            _refuse_more(done.bytes + member.size, max_bytes)
             content = cast("BinaryIO", tar.extractfile(member))
             done.bytes += _write_file(root, parts, content, member)
             done.files += 1
-        elif member.islnk() and _copy_file(root, member, parts):
-            done.files += 1
+        elif member.islnk():
+            _copy_file(root, member, parts, done, max_bytes)
         else:
             done.left_out.append(member.name)
     return done
@@ -152,11 +160,15 @@ def _check_all(source: IO[bytes], max_bytes: int, max_members: int) -> None:
         if member.size < 0:
             raise ConfigError(f"the archive is damaged at {member.name!r}")
         total += member.size if member.isreg() else 0
-        if total > max_bytes:
-            raise ConfigError(f"the archive unpacks to more than {max_bytes} bytes")
+        _refuse_more(total, max_bytes)
         _safe_parts(member.name)
         if member.islnk():
             _safe_parts(member.linkname)
+
+
+def _refuse_more(total: int, max_bytes: int) -> None:
+    if total > max_bytes:
+        raise ConfigError(f"the archive unpacks to more than {max_bytes} bytes")
 
 
 def _members(source: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -245,23 +257,38 @@ def _set_time(path: Path, moment: float) -> None:
         return  # a time that this file system cannot hold: the file keeps the present one
 
 
-def _copy_file(root: Path, member: tarfile.TarInfo, parts: tuple[str, ...]) -> bool:
-    """Make a hard link's file a file of its own; False where what it links to is none."""
-    source = root.joinpath(*_safe_parts(member.linkname))
+def _copy_file(
+    root: Path, member: tarfile.TarInfo, parts: tuple[str, ...], done: Extracted, max_bytes: int
+) -> None:
+    """Make a hard link's file a file of its own; it is left out where what it links to is none.
+
+    Raises:
+        ConfigError: with it there would be more bytes than may be: a link costs its archive
+            nothing, and a copy as much as the file.
+    """
+    linked = _safe_parts(member.linkname)
+    source = _plain_below(root, linked)
+    if source is None:
+        done.left_out.append(member.name)
+        return
+    if parts != linked:
+        status = source.lstat()
+        _refuse_more(done.bytes + status.st_size, max_bytes)
+        member.mode = stat.S_IMODE(status.st_mode)
+        with source.open("rb") as content:
+            done.bytes += _write_file(root, parts, content, member)
+    done.files += 1
+
+
+def _plain_below(root: Path, parts: tuple[str, ...]) -> Path | None:
+    """A plain file below the root, reached through no link; None where there is none."""
+    path = root.joinpath(*parts)
     try:
         inside = all(
             stat.S_ISDIR(folder.lstat().st_mode)
-            for folder in source.parents
+            for folder in path.parents
             if root in folder.parents
         )
-        if not inside or not stat.S_ISREG(source.lstat().st_mode):
-            return False
+        return path if inside and stat.S_ISREG(path.lstat().st_mode) else None
     except OSError:
-        return False
-    if parts == _safe_parts(member.linkname):
-        return True
-    mode = stat.S_IMODE(source.lstat().st_mode)
-    member.mode = mode
-    with source.open("rb") as content:
-        _write_file(root, parts, content, member)
-    return True
+        return None

@@ -233,6 +233,17 @@ def test_more_than_the_bounds_is_refused_before_anything_is_written(tmp_path: Pa
     assert extract_tar(two, tmp_path, max_bytes=1200, max_members=2).files == 2
 
 
+def test_copies_of_second_names_count(tmp_path: Path) -> None:
+    links = [member(f"l{n}", type=tarfile.LNKTYPE, linkname="file") for n in range(20)]
+    source = archive(member("file", bytes(100_000)), *links, member("last", bytes(100_000)))
+    with pytest.raises(ConfigError, match="more than 500000 bytes"):
+        extract_tar(source, tmp_path / "out", max_bytes=500_000)
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) <= 500_000
+    few = archive(*[member("file", bytes(100_000)), *links[:4]], member("last", bytes(100_000)))
+    with pytest.raises(ConfigError, match="more than 500000 bytes"):
+        extract_tar(few, tmp_path / "few", max_bytes=500_000)
+
+
 def test_a_header_that_promises_more_than_there_is_writes_nothing(tmp_path: Path) -> None:
     info, _ = member("a")
     info.size = 1 << 40
