@@ -1,4 +1,4 @@
-"""A network namespace is given to a second sandbox only if nothing of the first can be seen in it."""
+"""A network namespace goes to a second sandbox only if nothing of the first can be seen in it."""
 
 from __future__ import annotations
 
