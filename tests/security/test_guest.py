@@ -93,3 +93,58 @@ async def test_a_sandbox_full_of_processes_says_so_and_recovers() -> None:
         assert box.status == "running"
         space = {namespaces(pid)["pid"] for pid in find_processes("600.25")}
         assert len(space) <= 1
+
+
+LINGERING = """
+import array, os, socket, struct, threading
+listening = socket.create_server(("127.0.0.1", 0))
+held = []
+
+def lingering():
+    client = socket.create_connection(listening.getsockname())
+    held.append(listening.accept()[0])
+    client.setblocking(False)
+    try:
+        while True:
+            client.send(bytes(1 << 20))
+    except BlockingIOError:
+        pass
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 15))
+    return client.detach()
+
+def attach(other):
+    number = lingering()
+    attached = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [number]))]
+    try:
+        other.sendmsg([b"x"], attached)
+    except OSError:
+        pass
+    os.close(number)  # at once: whoever lets go last is the one who waits
+
+for number in range(3, 64):
+    try:
+        other = socket.socket(fileno=os.dup(number))
+    except OSError:
+        continue
+    if other.family == socket.AF_UNIX:
+        threading.Thread(target=attach, args=[other], daemon=True).start()
+import time
+time.sleep(0.5)
+open("tried", "w").write("x")
+"""
+
+
+async def test_a_descriptor_that_is_slow_to_close_stops_nobody() -> None:
+    """A cell has its kernel's channel to the host, and can attach what it likes to it."""
+    async with ProcessSandbox() as box, ProcessSandbox() as other:
+        kernel = await box.kernel()
+        await other.files.exists(".")
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: kernel.run(LINGERING, timeout=10))
+            with anyio.fail_after(8):
+                while not await box.files.exists("tried"):
+                    await anyio.sleep(0.05)
+                for _ in range(20):
+                    await other.files.exists(".")
+                    await anyio.sleep(0.05)
+            group.cancel_scope.cancel()

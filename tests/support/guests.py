@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 
 import ms_enclave
 from ms_enclave.channel.guest import GuestConnection
+from ms_enclave.channel.guest_socket import GuestSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["PROGRAM", "Guest", "hostile_guest", "local_guest", "start_guest", "stream_over"]
+__all__ = ["PROGRAM", "Guest", "hostile_guest", "local_guest", "start_guest"]
 
 _PACKAGES = str(Path(ms_enclave.__file__).parent)
 
@@ -90,7 +90,7 @@ async def local_guest(
     """A connected guest in a folder of its own."""
     folder = os.path.realpath(tempfile.mkdtemp(prefix="guest-"))
     child, ours = start_guest(python, folder, program)
-    connection = GuestConnection(await stream_over(ours))
+    connection = GuestConnection(GuestSocket(ours))
     try:
         await connection.connect()
         yield Guest(connection, Path(folder), child)
@@ -101,17 +101,12 @@ async def local_guest(
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-async def stream_over(connected: socket.socket) -> anyio.abc.SocketStream:
-    """An anyio stream over a connected socket, which it takes over."""
-    return await anyio.abc.UNIXSocketStream.from_socket(connected)
-
-
 @asynccontextmanager
 async def hostile_guest(**settings: Any) -> AsyncGenerator[tuple[GuestConnection, socket.socket]]:
     """A connection that is not greeted yet, and the guest's end of it, to send anything through."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    connection = GuestConnection(await stream_over(ours), **settings)
+    connection = GuestConnection(GuestSocket(ours), **settings)
     try:
         yield connection, theirs
     finally:

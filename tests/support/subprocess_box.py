@@ -24,7 +24,8 @@ import anyio.to_thread
 
 import ms_enclave
 from ms_enclave.boxes import Sandbox, SandboxFactory
-from ms_enclave.errors import ConfigError, SandboxStartError
+from ms_enclave.channel.guest_socket import GuestSocket
+from ms_enclave.errors import ConfigError
 from ms_enclave.model import IsolationReport, ProcessSandboxConfig
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class SubprocessSandbox(Sandbox):
             with theirs:
                 child = await anyio.to_thread.run_sync(self._start, theirs, "/", str(user))
             self._others.append(child)
-        connection = GuestConnection(await stream_over(ours), working_dir=self.config.working_dir)
+        connection = GuestConnection(GuestSocket(ours), working_dir=self.config.working_dir)
         await connection.connect()
         return connection
 
@@ -155,14 +156,6 @@ def _below(ancestor: int) -> list[int]:
     for known in found:
         found += [pid for pid, parent in parents.items() if parent == known]
     return found[1:]
-
-
-async def stream_over(connected: socket.socket) -> anyio.abc.SocketStream:
-    """An anyio stream over a connected socket, which it takes over."""
-    try:
-        return await anyio.abc.UNIXSocketStream.from_socket(connected)
-    except OSError as error:
-        raise SandboxStartError(f"no channel to the guest: {error}") from error
 
 
 def install() -> None:

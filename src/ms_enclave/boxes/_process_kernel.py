@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from ms_enclave.channel.guest_socket import GuardedSocket
 from ms_enclave.channel.process import KernelProcess
 from ms_enclave.errors import ConfigError
 
@@ -60,9 +61,8 @@ class StationKernel(KernelProcess):
     """The kernel of a station's process; owns the socket and the process."""
 
     def __init__(self, process: StationProcess, channel: socket.socket) -> None:
-        channel.setblocking(False)
         self.process = process
-        self._channel = channel
+        self._channel = GuardedSocket(channel)
         self._loop = asyncio.get_running_loop()
         self._take: Callable[[str, bytes], object] = lambda _source, _data: None
         self._streams: dict[str, PipeReader] = dict(
@@ -132,7 +132,7 @@ class StationKernel(KernelProcess):
                 view = view[self._channel.send(view) :]
             except BlockingIOError:
                 with suppress(anyio.ClosedResourceError):
-                    await anyio.wait_writable(self._channel)
+                    await anyio.wait_writable(self._channel.raw)
             except OSError:
                 return  # it has ended, which its process tells
 
@@ -141,6 +141,6 @@ class StationKernel(KernelProcess):
         for descriptor in list(self._read):
             self._unwatch(descriptor)
         if self._channel.fileno() >= 0:
-            anyio.notify_closing(self._channel)
+            anyio.notify_closing(self._channel.raw)
             self._channel.close()
         await self.process.aclose()

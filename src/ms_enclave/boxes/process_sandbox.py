@@ -338,9 +338,8 @@ class ProcessSandbox(Sandbox):
 
     async def _connect_guest(self, user: str | int | None) -> GuestConnection:
         # A plain run needs no file server.
-        from anyio.abc import UNIXSocketStream
-
         from ms_enclave.channel.guest import GuestConnection
+        from ms_enclave.channel.guest_socket import GuestSocket
 
         station = self._station
         document = {
@@ -350,9 +349,8 @@ class ProcessSandbox(Sandbox):
         fields = requests.station_fields(self._limits, self._who(user), station.facts)
         process, channel = await station.spawn_guest(self.id, document, fields)
         await process.abandon()  # its end is heard on the channel; its streams lead nowhere
-        stream = await UNIXSocketStream.from_socket(channel)
         connection = GuestConnection(
-            stream,
+            GuestSocket(channel),
             working_dir=self.config.working_dir,
             wake=lambda: station.ask("signal", process=process.number, signal=signal.SIGCONT),
         )
