@@ -118,6 +118,7 @@ class Spec:
 SPECS = (
     Spec("boxes/files.py", "Files", "_files"),
     Spec("boxes/ports.py", "PortStream", "_ports"),
+    Spec("boxes/shells.py", "Shell", "_shells", attributes={"name": "str"}),
     Spec(
         "boxes/commands.py",
         "Command",
@@ -475,6 +476,7 @@ class Writer:
                 "import anyio.to_thread",
                 "from ms_enclave.boxes import base as _base",
                 "from ms_enclave.boxes import commands as _commands",
+                "from ms_enclave.boxes import shells as _shells",
                 "from ms_enclave.boxes import factory as _factory",
                 "from ms_enclave.boxes import files as _files",
                 "from ms_enclave.boxes import ports as _ports",

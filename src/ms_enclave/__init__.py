@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PortStream,
         Sandbox,
         SandboxFactory,
+        Shell,
         register_sandbox,
     )
     from ms_enclave.context import (
@@ -186,6 +187,7 @@ __all__ = [
     "SandboxType",
     "SearchMatch",
     "ServerUnreachableError",
+    "Shell",
     "ShellExecutor",
     "ShellExecutorConfig",
     "Tool",

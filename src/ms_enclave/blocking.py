@@ -21,6 +21,7 @@ from ms_enclave.boxes import commands as _commands
 from ms_enclave.boxes import factory as _factory
 from ms_enclave.boxes import files as _files
 from ms_enclave.boxes import ports as _ports
+from ms_enclave.boxes import shells as _shells
 from ms_enclave.errors import ConfigError
 from ms_enclave.loop import call, enter, iterate
 from ms_enclave.manager import base as _manager
@@ -70,6 +71,7 @@ __all__ = [
     "SandboxFactory",
     "SandboxManager",
     "SandboxManagerFactory",
+    "Shell",
     "run",
 ]
 
@@ -279,6 +281,66 @@ class PortStream:
         traceback: TracebackType | None,
     ) -> None:
         call(self._target.__aexit__, exc_type, exc, traceback)
+
+
+class Shell:
+    """A shell in a sandbox: what one line changes, the next one finds.
+
+    A handle that may be used from any thread and event loop; the shell lives until `close` or the
+    sandbox's end. Lines run one at a time, in the order in which they were asked for. A line that
+    is cancelled, or whose time is over, is interrupted, and where that does not help what it has in
+    the foreground is killed; jobs in the background go on.
+
+    A line may end the shell (`exit`, `exec`), or anything else may. Then the line's result says so
+    (`metadata["shell_ended"]`), and the next line runs in a new shell (`metadata["new_shell"]`).
+
+    Raises, from every method:
+        SandboxStateError: the sandbox is not running.
+        SandboxLostError: the sandbox was lost.
+    """
+
+    def __init__(self, target: _shells.Shell) -> None:
+        self._target = target
+
+    @property
+    def name(self) -> str:
+        """As the async one has it."""
+        return self._target.name
+
+    @property
+    def pid(self) -> int | None:
+        """The shell's process id, as seen inside; None where there is none at the moment."""
+        return self._target.pid
+
+    def run(self, line: str, timeout: float | None = None) -> CommandResult:
+        """Run a line, or several, and give what it printed and its status.
+
+        Its input is empty. What jobs printed since the last line comes with this one. The result
+        has no `usage`: the shell's limits and figures are those of all its lines together.
+
+        Args:
+            timeout: seconds, of the config where None; the line is ended then, not the shell.
+
+        Raises:
+            ConfigError: the line is empty or has a NUL byte, or `timeout` is not valid.
+            BlockingIOError: a new shell is needed, and the sandbox has no terminal left for it.
+        """
+        return call(self._target.run, line, timeout)
+
+    def interrupt(self) -> None:
+        """Interrupt the line that is running, as Ctrl-C does. Nothing happens where there is none.
+
+        It is for a program to make of that what it wants; the line's own time-out insists.
+        """
+        call(self._target.interrupt)
+
+    def close(self) -> None:
+        """End the shell with its jobs. The next line would begin a new one. Idempotent."""
+        call(self._target.close)
+
+    def end_with_box(self) -> None:
+        """Its sandbox is about to end."""
+        call(self._target.end_with_box)
 
 
 class Command:
@@ -633,6 +695,26 @@ class Sandbox:
             SandboxStateError, SandboxLostError: as `start_command`.
         """
         return call(self._target.list_commands)
+
+    def shell(
+        self,
+        name: str = "main",
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+    ) -> Shell:
+        """The shell of that name, which keeps folder, variables, functions and jobs between lines.
+
+        It is the sandbox's bash, or its `sh` where there is none, and starts with its first line.
+        `cwd`, `env` and `user` are for the call that names it first.
+
+        Raises:
+            ConfigError: an argument is not valid.
+            CapabilityError: the sandbox has no terminals, without which no line can be interrupted.
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        return Shell(call(self._target.shell, name, cwd=cwd, env=env, user=user))
 
     def kernel(
         self,

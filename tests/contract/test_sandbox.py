@@ -10,6 +10,7 @@ from ms_enclave.testing import (
     SandboxBoundsContract,
     SandboxContract,
     SandboxLifeContract,
+    ShellContract,
     TerminalContract,
 )
 from tests.contract.boxes import (
@@ -28,6 +29,7 @@ class ProgramsContract(
     CommandContract,
     BackgroundContract,
     TerminalContract,
+    ShellContract,
     CodeContract,
     SandboxBoundsContract,
     SandboxLifeContract,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ms_enclave.boxes.files import Files
     from ms_enclave.boxes.kernels import Kernel
     from ms_enclave.boxes.ports import PortStream
+    from ms_enclave.boxes.shells import Shell
 
 __all__ = [
     "Command",
@@ -22,6 +23,7 @@ __all__ = [
     "PortStream",
     "Sandbox",
     "SandboxFactory",
+    "Shell",
     "register_sandbox",
 ]
 
@@ -32,6 +34,7 @@ _HOMES = {
     "PortStream": "ports",
     "Sandbox": "base",
     "SandboxFactory": "factory",
+    "Shell": "shells",
     "register_sandbox": "factory",
 }
 

@@ -1,8 +1,9 @@
-"""The part of a sandbox that is about commands that live on."""
+"""The part of a sandbox that is about commands that live on, and shells."""
 
 from __future__ import annotations
 
 import math
+import posixpath
 from abc import abstractmethod
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,22 +21,28 @@ if TYPE_CHECKING:
     from ms_enclave.boxes._settings import Settings
     from ms_enclave.boxes.commands import Command, Commands
     from ms_enclave.boxes.files import Files
+    from ms_enclave.boxes.shells import Recipe, Shell, Shells
     from ms_enclave.channel.process import Process, SpawnRequest
-    from ms_enclave.model import CommandInfo, Limits
+    from ms_enclave.model import CommandInfo, IsolationReport, Limits, SandboxConfig
 
 __all__ = ["CommandMethods"]
 
 TERM = "xterm-256color"
 """What a terminal says it is, unless the caller knows better."""
 
+SHELL_SIZE = (24, 80)
+
 
 class CommandMethods(Life):
-    """`start_command` and what belongs to it."""
+    """`start_command` and `shell`, and what belongs to them."""
 
     files: Files
+    config: SandboxConfig
+    _isolation: IsolationReport | None
     _output_folder = "/tmp/.ms-enclave/commands"  # noqa: S108 - inside, and hostile like all there
     """Where older output is put; goes with the box."""
     _commands: Commands | None = None
+    _shells: Shells | None = None
 
     @abstractmethod
     async def _spawn(self, request: SpawnRequest) -> Process:
@@ -129,6 +136,64 @@ class CommandMethods(Life):
         """
         async with self._using():
             return self._known_commands().list()
+
+    @on_loop
+    async def shell(
+        self,
+        name: str = "main",
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+    ) -> Shell:
+        """The shell of that name, which keeps folder, variables, functions and jobs between lines.
+
+        It is the sandbox's bash, or its `sh` where there is none, and starts with its first line.
+        `cwd`, `env` and `user` are for the call that names it first.
+
+        Raises:
+            ConfigError: an argument is not valid.
+            CapabilityError: the sandbox has no terminals, without which no line can be interrupted.
+            SandboxStateError, SandboxLostError: as `start_command`.
+        """
+        name = inputs.validate_shell_name(name)
+        settings = self._settings(
+            None, None, cwd, {"TERM": "dumb", **(env or {})}, user, None, None
+        )
+        async with self._using():
+            await self._require("terminals")
+            request, _ = await self._plan_command(":", settings)
+            return self._known_shells().get(name, self._recipe(request))
+
+    def _recipe(self, request: SpawnRequest) -> Recipe:
+        from ms_enclave.boxes import shells
+        from ms_enclave.boxes._shell_session import shell_argv
+
+        path = (request.argv or ("/bin/sh",))[0]
+        own = replace(request, argv=shell_argv(path), stdin=True, pty=SHELL_SIZE, pty_behind=True)
+
+        async def kill_foreground(pid: int) -> None:
+            helper = replace(request, argv=shells.kill_foreground_argv(pid), cwd="/")
+            process = await self._spawn(helper)
+            try:
+                await process.wait()
+            finally:
+                await process.aclose()
+
+        return shells.Recipe(lambda: self._spawn(own), kill_foreground, posixpath.basename(path))
+
+    def _known_shells(self) -> Shells:
+        if self._shells is None:
+            from ms_enclave.boxes.shells import Home, Shells
+
+            home = Home(
+                using=self._within,
+                own=self._own,
+                limits=lambda timeout: self.config.resolve_limits(None, timeout),
+                tier=lambda: None if self._isolation is None else self._isolation.tier,
+            )
+            self._shells = Shells(home)
+        return self._shells
 
     def _known_commands(self) -> Commands:
         if self._commands is None:

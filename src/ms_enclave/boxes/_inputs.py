@@ -33,7 +33,9 @@ __all__ = [
     "validate_code",
     "validate_command",
     "validate_count",
+    "validate_line",
     "validate_sandbox_id",
+    "validate_shell_name",
     "validate_size",
     "validate_tag",
     "validate_timeout",
@@ -193,6 +195,29 @@ def validate_count(name: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
     return value
+
+
+def validate_line(line: object) -> str:
+    """A line for a shell, or several.
+
+    Raises:
+        ConfigError: it is no text, empty, or text that no shell could be given.
+    """
+    given = validate_command(line)
+    if not isinstance(given, str):
+        raise ConfigError(f"a line must be text, not {type(line).__name__}")
+    return given
+
+
+def validate_shell_name(name: object) -> str:
+    """The name of a shell: as a sandbox id.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if not isinstance(name, str) or not _ID.match(name):
+        raise ConfigError(f"The name of a shell is 1 to 64 letters, digits, _ or -: {name!r}")
+    return name
 
 
 def validate_size(size: object, name: str = "pty") -> tuple[int, int] | None:

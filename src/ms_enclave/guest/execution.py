@@ -96,6 +96,7 @@ class Child:
         stdout: int,
         stderr: int,
         terminal: int = -1,
+        kept: int = -1,
         said: int = -1,
     ) -> None:
         self.supervisor = supervisor
@@ -107,6 +108,8 @@ class Child:
         """The end that masters its terminal; where that is its streams, they are copies of it."""
         self.said = said
         """What a kernel says on its channel; -1 for other programs."""
+        self.kept = kept
+        """The other end of a terminal that is behind its streams."""
         self.pid = 0
         self.exit: tuple[int, float, float, int] | None = None
         """Wait status, seconds of CPU in the program and in the kernel, peak memory in bytes."""
@@ -162,11 +165,12 @@ def start(program: Program, stdin: bool) -> Child:
         raise
     if supervisor == 0:
         _supervise(program, report[1], theirs, slave)
-    for descriptor in {*theirs, report[1], slave} - {-1}:
+    kept = slave if program.behind else -1  # what nobody has at the moment cannot be read
+    for descriptor in {*theirs, report[1], slave} - {-1, kept}:
         os.close(descriptor)
     for descriptor in {report[0], *ours, master, said} - {-1}:
         os.set_blocking(descriptor, False)
-    return Child(supervisor, report[0], ours[0], ours[1], ours[2], master, said)
+    return Child(supervisor, report[0], ours[0], ours[1], ours[2], master, kept, said)
 
 
 def _channel(streams: list[int], opened: list[int]) -> tuple[list[int], int]:

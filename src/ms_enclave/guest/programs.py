@@ -100,8 +100,7 @@ class _Relay:
     def __init__(self, call: Call, child: execution.Child) -> None:
         self._call = call
         self._child = child
-        self._behind = child.terminal if child.stderr >= 0 else -1
-        """Its terminal, where that has an output of its own."""
+        self._behind = child.kept >= 0
         self._said_pid = False
         self._said_exit = False
         self._input = b""
@@ -110,7 +109,7 @@ class _Relay:
     @property
     def ended(self) -> bool:
         child = self._child
-        open_ends = max(child.stdout, child.stderr, child.said, self._behind)
+        open_ends = max(child.stdout, child.stderr, child.said)
         return self._said_exit and child.gone and open_ends < 0 and not self._held
 
     def step(self) -> float | None:
@@ -125,7 +124,7 @@ class _Relay:
             self._call.send_event({"pid": child.pid})
         self._hold_said()
         more = self._pump("stdout", STDOUT) | self._pump("stderr", STDERR)
-        if self._behind >= 0:
+        if self._behind:
             more |= self._pump("terminal", TERMINAL)
         if not more:
             more = self._send_said()
@@ -225,13 +224,10 @@ class _Relay:
         if descriptor >= 0:
             self._call.loop.unwatch(descriptor)
             self._child.close_one(name)
-            if descriptor == self._behind:
-                self._behind = -1
 
     def close_streams(self) -> None:
-        for name in ("stdin", "stdout", "stderr", "terminal", "said"):
+        for name in ("stdin", "stdout", "stderr", "terminal", "kept", "said"):
             self._close(name)
-        self._behind = -1
 
     def close(self) -> None:
         self.close_streams()

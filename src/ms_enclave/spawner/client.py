@@ -554,9 +554,9 @@ class StationProcess(Process):
         for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
             os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
         if terminal is not None:
+            # Its other end stays open here: one that nobody has at the moment cannot be read.
             self.own_terminal = self.terminal = terminal
             self.inner_ends = (*self.inner_ends, os.dup(terminal.other))
-            terminal.close_other()
 
     def _begin(self, station: StationClient, number: int) -> None:
         self.pid = 0

@@ -23,7 +23,8 @@ class HostTerminal(Terminal):
 
     Args:
         master: the end that masters it.
-        other: the end for the program, closed by `close_other` once that has it.
+        other: the end for the program. Where it is the program's standard streams it is closed by
+            `close_other`.
     """
 
     def __init__(self, master: int, other: int) -> None:

@@ -26,8 +26,8 @@ except ModuleNotFoundError as error:
 
 # Else a failing assert of a suite would not say what the values were.
 _SUITES = """
-    _background _bounds _code _commands _files _kernels _life _manager _ports _suite _terminals
-    _tool _watch
+    _background _bounds _code _commands _files _kernels _life _manager _ports _shells _suite
+    _terminals _tool _watch
 """
 for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
@@ -41,6 +41,7 @@ from ms_enclave.testing._kernels import KernelContract
 from ms_enclave.testing._life import SandboxLifeContract
 from ms_enclave.testing._manager import SandboxManagerContract
 from ms_enclave.testing._ports import PortsContract
+from ms_enclave.testing._shells import ShellContract
 from ms_enclave.testing._suite import SandboxSuite
 from ms_enclave.testing._terminals import TerminalContract
 from ms_enclave.testing._tool import ToolContract
@@ -58,6 +59,7 @@ __all__ = [
     "SandboxLifeContract",
     "SandboxManagerContract",
     "SandboxSuite",
+    "ShellContract",
     "TerminalContract",
     "ToolContract",
     "WatchContract",
@@ -73,5 +75,6 @@ class SandboxContract(
     PortsContract,
     SandboxBoundsContract,
     TerminalContract,
+    ShellContract,
 ):
     """Everything that is promised about a running sandbox, whoever made the handle."""

@@ -86,7 +86,7 @@ class TerminalContract(SandboxSuite):
     async def test_ctrl_c_reaches_what_is_in_the_foreground(self, box: Sandbox) -> None:
         command = await box.start_command(["sh", "-i"], pty=(24, 80), env={"PS1": "ready> "})
         await shown(command, "ready> ")
-        await command.write("echo begun >begun; sleep 600; echo $?-\n")
+        await command.write("sh -c 'echo begun >begun; exec sleep 600'\n")
         await wait_for_file(box, "begun")
         await box.files.remove("begun")
         await command.write("\x03")
