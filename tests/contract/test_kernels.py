@@ -6,7 +6,7 @@ import sys
 from typing import Any, ClassVar
 
 from ms_enclave.testing import KernelContract
-from tests.contract.boxes import Process, Subprocess, needs_process
+from tests.contract.boxes import Cold, Landlock, Process, Subprocess, needs_process
 from tests.support.interpreters import bare_python
 
 
@@ -23,3 +23,12 @@ class TestProcess(Process, KernelContract):
 class TestIPython(Process, KernelContract):
     config: ClassVar[dict[str, Any]] = {"python": sys.prefix}
     implementation = "ipython"
+
+
+@needs_process
+class TestCold(Cold, KernelContract):
+    config: ClassVar[dict[str, Any]] = {"python": bare_python()}
+
+
+class TestLandlock(Landlock, KernelContract):
+    config: ClassVar[dict[str, Any]] = {**Landlock.config, "python": bare_python()}

@@ -444,6 +444,8 @@ class _Session:
     # --- what it says ---
 
     def _take(self, source: str, data: bytes) -> None:
+        if self.death is not None:
+            return
         if source != "channel":
             self._take_output(source, data)
         elif not data:
@@ -533,8 +535,9 @@ class _Session:
             await self.end(Verdict.ERROR, "it closed the channel to its host")
 
     def _break(self, reason: str, verdict: Verdict = Verdict.ERROR) -> None:
-        """It did what none of ours does: end it."""
+        """It did what none of ours does: nothing more is heard of it, and it is ended."""
         if self.death is None:
+            self._die(verdict, reason)
             self._ender = asyncio.ensure_future(self.end(verdict, reason))
 
     async def end(self, verdict: Verdict, reason: str) -> None:

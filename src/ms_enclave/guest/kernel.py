@@ -43,7 +43,7 @@ _PIECE = protocol.MAX_PAYLOAD
 _HELD = 8192
 """Characters of an unfinished line that a stream holds back."""
 _SHOWN_AFTER = 0.05
-"""Seconds after the last output from which an unfinished line is shown at once."""
+"""Seconds after which an unfinished line is sent with what comes next."""
 
 
 def _make_shell() -> Shell:
@@ -82,8 +82,7 @@ def serve(source: int, target: int) -> NoReturn:
     """Be a kernel: read from one descriptor, write to the other (they may be the same one)."""
     link = Link(source, target)
     signal.signal(signal.SIGINT, link.on_interrupt)
-    sys.stdout = Stream(link, "stdout", protocol.STDOUT, 1)
-    sys.stderr = Stream(link, "stderr", protocol.STDERR, 2)
+    _set_streams(link)
     builtins.input = link.input
     _replace_getpass(link)
     _show_crashes()
@@ -92,6 +91,11 @@ def serve(source: int, target: int) -> NoReturn:
     while True:
         number, body = link.next_request(_shell)
         _answer(link, number, body)
+
+
+def _set_streams(link: Link) -> None:
+    sys.stdout = Stream(link, "stdout", protocol.STDOUT, 1)
+    sys.stderr = Stream(link, "stderr", protocol.STDERR, 2)
 
 
 def _show_crashes() -> None:
@@ -160,7 +164,10 @@ def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = _shell.execute(body)
     except KeyboardInterrupt:  # between two things that are ours
-        answer = _shell.interrupted()
+        answer = _shell.failed("KeyboardInterrupt", "")
+    except BaseException as error:  # noqa: BLE001 - the cell has broken what shells need
+        _set_streams(link)
+        answer = _shell.failed(type(error).__name__, _text(error))
     finally:
         link.interruptible = False
     for stream in (sys.stdout, sys.stderr):
@@ -168,6 +175,13 @@ def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:
     after = resource.getrusage(resource.RUSAGE_SELF)
     answer["cpu"] = [after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime]
     return answer
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the exception's own
+        return ""
 
 
 def _flush(stream: Any) -> None:
@@ -354,14 +368,16 @@ class Stream(io.TextIOBase):
         self._descriptor = descriptor
         self._held: list[str] = []
         self._size = 0
-        self._last = 0.0
+        self._since = 0.0
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError("write() argument must be str, not %s" % type(text).__name__)
+        if not self._held:
+            self._since = time.monotonic()
         self._held.append(text)
         self._size += len(text)
-        if "\n" in text or self._size > _HELD or time.monotonic() - self._last > _SHOWN_AFTER:
+        if "\n" in text or self._size > _HELD or time.monotonic() - self._since > _SHOWN_AFTER:
             self.flush()
         return len(text)
 
@@ -371,7 +387,6 @@ class Stream(io.TextIOBase):
             self.write_bytes("".join(held).encode("utf-8", "backslashreplace"))
 
     def write_bytes(self, data: bytes) -> None:
-        self._last = time.monotonic()
         self._link.send_output(self._channel, data)
 
     def fileno(self) -> int:

@@ -57,7 +57,9 @@ class IPythonShell(Shell):
         config.HistoryManager.hist_file = ":memory:"
         keep = {name: os.environ.get(name) for name in ("PAGER", "TERM")}
         self.shell: Any = _Interactive.instance(config=config)
+        self.shell.db = {}  # what magics remember would be in files
         self.shell.loop_runner = self.run_coroutine
+        os.environ.setdefault("MPLBACKEND", _INLINE)  # for what is preloaded after this
         for name, value in keep.items():
             if value is not None:
                 os.environ[name] = value
@@ -217,6 +219,13 @@ class _Publisher(DisplayPublisher):
         self.link.send_message("clear_output", {"wait": bool(wait)})
 
 
+class _Profile(ProfileDir):
+    """A folder that IPython has to know, and that is not made: a kernel has no files of its own."""
+
+    def _location_changed(self, change: Any) -> None:
+        """Leave it alone."""
+
+
 class _Interactive(interactiveshell.InteractiveShell):  # type: ignore[misc]
     """IPython's shell, over the link."""
 
@@ -231,9 +240,7 @@ class _Interactive(interactiveshell.InteractiveShell):  # type: ignore[misc]
         """There is none: a kernel reads no files of its user's either."""
 
     def init_profile_dir(self, profile_dir: Any) -> None:
-        """There is none: a kernel writes no files of its own. An older IPython insists on it."""
-        if IPython.version_info[0] < 9:
-            self.profile_dir = ProfileDir(location=tempfile.mkdtemp(prefix="ipython-"))
+        self.profile_dir = _Profile(location=os.path.join(tempfile.gettempdir(), ".ipython"))
 
     def init_hooks(self) -> None:
         super().init_hooks()
@@ -287,7 +294,7 @@ class _Interactive(interactiveshell.InteractiveShell):  # type: ignore[misc]
                 child.terminate()
                 raise
         self.user_ns["_exit_code"] = child.returncode
-        if self.system_raise_on_error and child.returncode:
+        if getattr(self, "system_raise_on_error", False) and child.returncode:
             raise subprocess.CalledProcessError(child.returncode, cmd)
 
     system_piped = system_raw = system

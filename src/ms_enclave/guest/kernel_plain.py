@@ -54,9 +54,9 @@ class Shell:
         """Run a cell to its end. Gives the reply; what it shows is sent as it comes."""
         raise NotImplementedError
 
-    def interrupted(self) -> dict[str, Any]:
-        """The reply to a cell that was interrupted when it was not running the cell's own code."""
-        error = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": ["KeyboardInterrupt"]}
+    def failed(self, name: str, text: str) -> dict[str, Any]:
+        """The reply to a cell that ended in code that is not its own."""
+        error = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
         self.link.send_message("error", error)
         return dict(error, status="error", execution_count=self.count())
 
@@ -125,6 +125,9 @@ class PlainShell(Shell):
         self._count = 0
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
+        # For what is preloaded after this.
+        os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
+        sys.modules[_FIGURES] = _Figures()
 
     def connect(self, link: Link) -> None:
         super().connect(link)
@@ -145,7 +148,7 @@ class PlainShell(Shell):
             setattr(builtins, name, getattr(shown, name))
         sys.argv[:] = [""]
         os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
-        sys.modules[_FIGURES] = _Figures(shown)
+        sys.modules[_FIGURES].shown = shown  # type: ignore[attr-defined]
 
     def count(self) -> int:
         return self._count
@@ -318,12 +321,14 @@ _FIGURES = "enclave_figures"
 class _Figures(types.ModuleType):
     """A backend for matplotlib: figures are drawn in memory and shown as displays."""
 
-    def __init__(self, shown: displays.Displays) -> None:
+    shown: displays.Displays | None = None
+
+    def __init__(self) -> None:
         super().__init__(_FIGURES)
-        self._shown = shown
 
     def show(self, *_args: object, **_options: object) -> None:
-        show_figures(self._shown)
+        if self.shown is not None:
+            show_figures(self.shown)
 
     def __getattr__(self, name: str) -> Any:
         if name == "FigureCanvas":
