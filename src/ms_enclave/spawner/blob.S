@@ -6,11 +6,12 @@
  *   +0   one system call, taken from the registers. The only entry that is ever used while
  *        somebody else maps the memory, and then under PTRACE_SYSCALL only.
  *   +16  the carrier's part; free-running, so only in memory that no untrusted task maps:
- *        in    r12d slot init's pid          r13d station's descriptor that becomes fd 3
+ *        in    rdi  a struct msghdr            rsi  a struct clone_args
  *              r14  rseq area (0: none)      r15  rseq signature << 32 | length
  *              rbx  gid << 32 | uid (0: one-id map, no change of ids)
- *              rsi  where libc keeps the thread id, for CLONE_CHILD_SETTID
- *              rdx  flags of the clone: with or without CLONE_VM
+ *              waiting in descriptor 3: one byte with descriptors, which become 4: the slot's init,
+ *                   5: what becomes 3, 6: the control group to be born in, for clone_args that
+ *                   say so, 7: the station's pid namespace, and from 8 on `tasks` files to join
  *        out   rax  pid of the kernel process, or -errno
  *   kernel's part (reached only through the clone above): out rax 0x600d, or -errno.
  *
@@ -30,46 +31,37 @@ blob:
   syscall
   int3
 .balign 16
-  mov r10, rsi                  /* clone's child_tid */
-  mov ebp, 434                  /* pidfd_open(init, 0) */
-  mov eax, ebp
-  mov edi, r12d
-  xor esi, esi
+  mov rbp, rsi
+  mov qword ptr [rdi + 40], 256   /* msg_controllen, which the last call has changed */
+  mov eax, 47                   /* recvmsg(3, msghdr, MSG_DONTWAIT) */
+  mov rsi, rdi
+  mov edi, 3
+  mov edx, 0x40
   syscall
   test eax, eax
   js fail
-  mov r8d, eax
-  mov eax, ebp                  /* pidfd_open(1, 0): the station is pid 1 of its namespace */
-  mov edi, 1
-  syscall
-  test eax, eax
-  js fail
-  mov r9d, eax
-  mov ebp, r8d                  /* ebp: the slot, r9d: the station */
   mov eax, 308                  /* setns(slot, NEWPID): children are born there */
-  mov edi, ebp
+  mov edi, 4
   mov esi, 0x20000000
   syscall
   test eax, eax
   js fail
-  mov eax, 56                   /* clone */
-  mov edi, edx
-  xor esi, esi
-  xor edx, edx
-  xor r8d, r8d
+  mov eax, 435                  /* clone3(clone_args, 88) */
+  mov rdi, rbp
+  mov esi, 88
   syscall
   test eax, eax
   jz child
   js fail
   mov r8d, eax
   mov eax, 308                  /* back, else the next generation is born in this slot */
-  mov edi, r9d
+  mov edi, 7
   mov esi, 0x20000000
   syscall
   test eax, eax
   js fail
   mov eax, 436                  /* close_range(4, ~0, 0): 3 stays taken, so that the next
-                                   generation's descriptors do not land where its channel goes */
+                                   generation's descriptors come where they are looked for */
   mov edi, 4
   mov esi, -1
   xor edx, edx
@@ -79,23 +71,30 @@ blob:
   mov eax, r8d
   int3
 child:
-  mov eax, 438                  /* pidfd_getfd(station, channel, 0) */
-  mov edi, r9d
-  mov esi, r13d
-  xor edx, edx
+  mov r12d, 8                   /* write("0") to every file from 8 on: only whoever joins a group
+                                   himself does not wait for all other processes to be moved */
+1:
+  mov eax, 1
+  mov edi, r12d
+  lea rsi, [rip + zero]
+  mov edx, 1
   syscall
+  cmp eax, -9                   /* EBADF: that was all */
+  je 2f
   test eax, eax
   js fail
-  mov r8d, eax
-  mov eax, 292                  /* dup3(channel, 3, CLOEXEC) */
-  mov edi, r8d
+  inc r12d
+  jmp 1b
+2:
+  mov eax, 292                  /* dup3(5, 3, CLOEXEC) */
+  mov edi, 5
   mov esi, 3
   mov edx, 0x80000
   syscall
   test eax, eax
   js fail
   mov eax, 308                  /* setns(slot, USER | NS | NET | IPC | UTS | CGROUP) */
-  mov edi, ebp
+  mov edi, 4
   mov esi, 0x5e020000
   syscall
   test eax, eax
@@ -246,5 +245,6 @@ reap:
 .balign 8
 cap_header: .long 0x20080522, 0
 cap_data:   .long 0, 0, 0, 0, 0, 0
+zero:       .ascii "0"
 blob_end:
 .section .note.GNU-stack, "", @progbits

@@ -11,6 +11,9 @@ from __future__ import annotations
 import functools
 import os
 import resource
+import select
+import socket
+import struct
 
 from . import _calls as calls
 from . import tracer
@@ -22,14 +25,33 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["Birth", "Carrier", "check_walls", "instantiate", "instantiate_with_shadow", "within"]
+__all__ = [
+    "Birth",
+    "Carrier",
+    "Line",
+    "check_walls",
+    "instantiate",
+    "instantiate_with_shadow",
+    "within",
+]
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
 _PIDFD_OPEN, _SETNS, _CLOSE_RANGE = 434, 308, 436
 _CLONE_PARENT_CHILD = 0x8000 | 17
-_BIRTH = 0x01008000 | 17  # CLONE_CHILD_SETTID, CLONE_PARENT
+_BIRTH = 0x01008000  # CLONE_CHILD_SETTID, CLONE_PARENT
 _CLONE_SHARED = 0x900  # CLONE_VM, CLONE_SIGHAND
+_CLONE_INTO_CGROUP = 0x200000000
 _PAGE = 4096
+_READ_EXECUTE, _READ_WRITE, _NEW, _IN_PLACE = (
+    5,
+    3,
+    0x22,
+    0x32,
+)  # PROT_*; MAP_PRIVATE|ANONYMOUS|FIXED
+_MOST_DESCRIPTORS = 32
+_CLONE_ARGUMENTS = 96  # bytes from one to the next
+_MESSAGE, _VECTOR, _BYTE, _CONTROL, _CONTROL_LENGTH = 288, 352, 368, 384, 256
+_JOINED = 6  # the descriptor in which blob.S has the group that a child is born in
 _THREAD_ID_OFFSET = 0x2D0  # glibc's struct pthread.tid, x86-64; checked, never trusted
 _THREAD_AREA = 0x800
 
@@ -37,16 +59,18 @@ _THREAD_AREA = 0x800
 class Carrier:
     """A stopped, seized process with the code page in it.
 
-    `state` is where its copies go on; `thread_id` is the address at which libc keeps the thread's
-    id, which the kernel rewrites in each copy.
+    `state` is where its copies go on; `page` has the code and `data` what its calls point to;
+    `thread_id` is the address at which libc keeps the thread's id, which the kernel rewrites in
+    each copy.
     """
 
-    __slots__ = ("page", "pid", "state", "thread_id")
+    __slots__ = ("data", "page", "pid", "state", "thread_id")
 
-    def __init__(self, pid: int, state: tracer.State, page: int, thread_id: int) -> None:
+    def __init__(self, pid: int, state: tracer.State, page: int, data: int, thread_id: int) -> None:
         self.pid = pid
         self.state = state
         self.page = page
+        self.data = data
         self.thread_id = thread_id
 
     @classmethod
@@ -65,15 +89,16 @@ class Carrier:
                 pid, state, here, _RSEQ, state.rseq_pointer, state.rseq_length, 1,
                 state.rseq_signature,
             )  # fmt: skip
-        page = _expect(pid, state, here, _MMAP, 0, _PAGE, 5, 0x22, -1, 0)
-        _write_blob(pid, page)
-        return cls(pid, state, page, _find_thread_id(pid, state.registers.fs_base, pid))
+        page = _expect(pid, state, here, _MMAP, 0, _PAGE, _READ_EXECUTE, _NEW, -1, 0)
+        data = _expect(pid, state, here, _MMAP, 0, _PAGE, _READ_WRITE, _NEW, -1, 0)
+        thread_id = _find_thread_id(pid, state.registers.fs_base, pid)
+        return cls(pid, state, page, data, thread_id)._filled()
 
     @classmethod
     def of_copy(cls, pid: int, bare: Carrier, state: tracer.State) -> Carrier:
         """Make a carrier of a stopped copy of memory that somebody hostile may have written.
 
-        Its code page is made anew: what ran there may have changed it, or may share it. `bare` is
+        Its pages are made anew: what ran there may have changed them, or may share them. `bare` is
         the carrier that the memory began as, `state` where the copies go on.
         Raises tracer.TraceError if anything in it is memory that its copies would share, which
         would lead from one sandbox into another.
@@ -82,9 +107,14 @@ class Carrier:
             for line in file:
                 if line.startswith(b"VmFlags:") and {b"sh", b"mw"} <= {*line.split()}:
                     raise tracer.TraceError("it shares memory, which every sandbox would then do")
-        _expect(pid, bare.state, bare.page, _MMAP, bare.page, _PAGE, 5, 0x32, -1, 0)  # MAP_FIXED
-        _write_blob(pid, bare.page)
-        return cls(pid, state, bare.page, bare.thread_id)
+        for place, rights in ((bare.data, _READ_WRITE), (bare.page, _READ_EXECUTE)):
+            _expect(pid, bare.state, bare.page, _MMAP, place, _PAGE, rights, _IN_PLACE, -1, 0)
+        return cls(pid, state, bare.page, bare.data, bare.thread_id)._filled()
+
+    def _filled(self) -> Carrier:
+        _write(self.pid, self.page, BLOB)
+        _write(self.pid, self.data, _call_data(self.data, self.thread_id))
+        return self
 
     def copy(self) -> int:
         """A stopped copy with the same memory contents, a child of the station."""
@@ -123,48 +153,104 @@ class Birth:
         self.processors = processors
 
 
-def instantiate(carrier: Carrier, birth: Birth) -> int:
+class Line:
+    """How descriptors come to carriers and their copies: all have its other end as descriptor 3."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+
+    def send(self, descriptors: list[int]) -> None:
+        """One byte and descriptors for the next who reads."""
+        socket.send_fds(self.ours, [b"0"], descriptors)
+
+    def clear(self) -> None:
+        """Take back what nobody has read: it is not for the next one."""
+        if not select.select([self.theirs], [], [], 0)[0]:
+            return
+        for descriptor in socket.recv_fds(self.theirs, 1, _MOST_DESCRIPTORS)[1]:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """What waits at the other end ends."""
+        self.ours.close()
+        self.theirs.close()
+        os.close(self.home)
+
+
+def instantiate(carrier: Carrier, birth: Birth, line: Line) -> int:
     """A process in a slot, at the point where the carrier is parked.
 
     Raises tracer.TraceError or OSError, tracer.InterferedError if somebody in the slot killed it
     before it was made, and then nothing of it is left running.
     """
-    kernel = _bear(carrier.pid, carrier, birth, _BIRTH)
+    folder, files = birth.group.entrance()
+    way = 1 if folder is None else 0
+    kernel = _bear(carrier.pid, carrier, birth, line, way, [folder or line.home, line.home, *files])
     try:
-        birth.group.admit(kernel)
-        _let_go(kernel, carrier, birth)
+        _let_go(kernel, carrier, birth, entered=True)
     except BaseException as error:
         tracer.end_made(kernel, 0, error)
         raise
     return kernel
 
 
-def instantiate_with_shadow(carrier: Carrier, birth: Birth) -> tuple[int, int]:
+def instantiate_with_shadow(carrier: Carrier, birth: Birth, line: Line) -> tuple[int, int]:
     """The same, and a carrier of it: a stopped process outside that shares its memory, from which
     copies of it can be made, and which is the caller's to kill."""
     shadow = carrier.copy()
     kernel = None
     try:
         birth.group.admit(shadow, stays=True)
-        kernel = _bear(shadow, carrier, birth, _BIRTH | _CLONE_SHARED)
-        _let_go(kernel, carrier, birth)
+        kernel = _bear(shadow, carrier, birth, line, 2, [line.home, line.home])
+        _let_go(kernel, carrier, birth, entered=False)
     except BaseException as error:
         tracer.end_made(kernel or 0, shadow, error)
         raise
     return kernel, shadow
 
 
-def _bear(source: int, carrier: Carrier, birth: Birth, flags: int) -> int:
+def _call_data(address: int, thread_id: int) -> bytes:
+    """What the calls of blob.S point to, for a page at `address`: three ways to be born (into a
+    control group, where the carrier is, there and sharing its memory), and where descriptors come.
+    """
+    ways = (
+        (_BIRTH | _CLONE_INTO_CGROUP, _JOINED),
+        (_BIRTH, 0),
+        (_BIRTH | _CLONE_SHARED, 0),
+    )
+    born = [struct.pack("=3Q7QQ8x", way, 0, thread_id, *[0] * 7, group) for way, group in ways]
+    message = struct.pack(
+        "=6QI12x", 0, 0, address + _VECTOR, 1, address + _CONTROL, _CONTROL_LENGTH, 0
+    )
+    return b"".join(born) + message + struct.pack("=QQ", address + _BYTE, 1)
+
+
+def _bear(
+    source: int, carrier: Carrier, birth: Birth, line: Line, way: int, more: list[int]
+) -> int:
     """A child of `source`, whose memory no untrusted task maps, in the slot's pid namespace."""
     registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
     registers.rip = carrier.page + ENTRY_CARRIER
     registers.rax, registers.orig_rax = 0, 2**64 - 1
-    registers.r12, registers.r13 = birth.slot.init, birth.channel
+    registers.rdi = carrier.data + _MESSAGE
+    registers.rsi = carrier.data + way * _CLONE_ARGUMENTS
     registers.r14 = carrier.state.rseq_pointer
     registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
     registers.rbx = birth.user[1] << 32 | birth.user[0]
-    registers.rsi = carrier.thread_id
-    registers.rdx = flags
+    place = os.pidfd_open(birth.slot.init)
+    try:
+        line.send([place, birth.channel, *more])
+    finally:
+        os.close(place)
+    try:
+        return _run_carrier(source, carrier, registers)
+    except BaseException:
+        line.clear()
+        raise
+
+
+def _run_carrier(source: int, carrier: Carrier, registers: tracer.Registers) -> int:
     made: int | None = None
     try:
         result, made = tracer.run_page(source, carrier.page, registers)
@@ -192,7 +278,7 @@ def _come_back(source: int, carrier: Carrier) -> None:
     _expect(source, carrier.state, carrier.page, _CLOSE_RANGE, 4, 2**32 - 1, 0)
 
 
-def _let_go(kernel: int, carrier: Carrier, birth: Birth) -> None:
+def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> None:
     """Have a new process give up all that a slot must not have, look at it, and let it run."""
     result, _ = tracer.run_page(kernel, carrier.page, None)
     if result != KERNEL_DONE:
@@ -201,7 +287,7 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth) -> None:
         resource.prlimit(kernel, kind, within(pair, _hard_limit(kind)))
     os.sched_setaffinity(kernel, birth.processors)
     check_walls(kernel)
-    birth.group.settle(kernel, birth.slot.outside(birth.user))
+    birth.group.settle(kernel, birth.slot.outside(birth.user), entered=entered)
     tracer.load_state(kernel, carrier.state)
     tracer.detach(kernel)
 
@@ -239,10 +325,10 @@ def _expect(pid: int, state: tracer.State, page: int, number: int, *arguments: i
     return result
 
 
-def _write_blob(pid: int, page: int) -> None:
+def _write(pid: int, address: int, content: bytes) -> None:
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(page)
-        memory.write(BLOB)
+        memory.seek(address)
+        memory.write(content)
 
 
 def _read(pid: int, address: int, length: int) -> bytes:

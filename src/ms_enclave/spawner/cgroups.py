@@ -71,8 +71,13 @@ class Hierarchy:
 
     @property
     def late(self) -> bool:
-        """Whether a run's process joins its group here only when it has been set up."""
+        """Whether a process that is moved joins its group here only when it has been set up."""
         return not {"cpu", "pids"}.isdisjoint(self.controllers)
+
+    @property
+    def holds_time(self) -> bool:
+        """Whether a group here can be left without processor time."""
+        return "cpu" in self.controllers
 
     def row(self) -> GroupRow:
         return {"version": self.version, "controllers": self.controllers, "fd": self.descriptor}
@@ -431,8 +436,10 @@ class Group:
         self.station = station
         self.name = name
         self._entries: list[int] = []
-        self._late: tuple[int, list[int]] | None = None
+        self._ways: tuple[int | None, list[int]] | None = None
+        self._late: tuple[tuple[int, bool], list[int]] | None = None
         self._before = Figures()
+        self._killed = False
         self._children: list[Group] = []
         self._spare: list[Group] = []
         self._parent: Group | None = None
@@ -479,7 +486,7 @@ class Group:
         return self._renew_own()
 
     def _renew_own(self) -> bool:
-        if not self.station.renewable or not self.empty():
+        if not self.station.renewable or self._killed or not self.empty():
             return False
         if hierarchy := self._with("memory"):
             if int(self._read(hierarchy, "memory.usage_in_bytes")) > _RESIDUE:
@@ -524,13 +531,37 @@ class Group:
             else:
                 self._write(hierarchy, "cpu.max", f"{quota} {_PERIOD}")
 
+    @property
+    def is_held(self) -> bool:
+        """Whether processor time may have run out in it, or in the sandbox's that it is below."""
+        return any(group.limits[2] is not None for group in (self, self._parent) if group)
+
+    def entrance(self) -> tuple[int | None, list[int]]:
+        """Ways in for a process that is being made and still the station's own: the descriptor of a
+        group of version 2 to be born in, and files to which it writes a `0` itself.
+
+        Neither way waits until no other process of the machine is just being made or ended, as to
+        be moved does (and that can take milliseconds). Where processor time is held there is no
+        such way: a group without any left would hold up the station, which waits for the process
+        to set itself up. `settle` does the rest.
+        """
+        if self._ways is None:
+            found = [h for h in self.station.hierarchies if not (self.is_held and h.holds_time)]
+            folders = [
+                os.open(self.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=h.descriptor)
+                for h in found
+                if h.version == 2
+            ]
+            files = [self._open(h, "tasks", os.O_WRONLY) for h in found if h.version == 1]
+            self._ways = folders[0] if folders else None, files
+        return self._ways
+
     def admit(self, pid: int, *, stays: bool = False) -> None:
         """Move a process here. What it makes from then on is born here.
 
-        Not yet where processor time is held or processes are counted: a group without any left
-        would hold up the station, which waits for the process to set itself up, and a carrier is
-        none of the run's processes. `settle` does that. One that `stays` is moved everywhere, into
-        a group that the station made for itself.
+        Not yet where processor time is held or processes are counted: as with `entrance`, and a
+        helper of a process that is being made is none of the run's processes. `settle` does that.
+        One that `stays` is moved everywhere, into a group that the station made for itself.
         """
         if not self._entries:
             for hierarchy in self.station.hierarchies:
@@ -540,24 +571,26 @@ class Group:
         for entry in self._entries:
             os.write(entry, text)
 
-    def settle(self, pid: int, user: int) -> None:
-        """The last thing before a process goes its own way: here its processor time counts, and
-        it as a process, which its carrier is not.
+    def settle(self, pid: int, user: int, *, entered: bool = False) -> None:
+        """The last thing before a process goes its own way: move it to wherever it is not yet,
+        after `admit` or, where it has `entered` by itself, after `entrance`.
 
         `user` is the station's number for the user that it has become. Version 1 lets nobody but
         host root and that user himself move it, and asks who opened the file; version 2 asks whose
         the groups are, which is the station.
         """
-        if self._late is None or self._late[0] != user:
+        if entered and not self.is_held:
+            return
+        if self._late is None or self._late[0] != (user, entered):
             self._close_late()
-            late = [hierarchy for hierarchy in self.station.hierarchies if hierarchy.late]
+            late = [h for h in self.station.hierarchies if (h.holds_time if entered else h.late)]
             entries = [
                 self._open(hierarchy, "cgroup.procs", os.O_WRONLY)
                 for hierarchy in late
                 if hierarchy.version == 2
             ]
             first = [hierarchy for hierarchy in late if hierarchy.version == 1]
-            self._late = user, entries + self._open_as(first, "cgroup.procs", user)
+            self._late = (user, entered), entries + self._open_as(first, "cgroup.procs", user)
         for entry in self._late[1]:
             os.write(entry, str(pid).encode())
 
@@ -621,7 +654,12 @@ class Group:
         return None
 
     def kill(self) -> bool:
-        """SIGKILL everything in it at once; False where the kernel cannot."""
+        """SIGKILL everything in it at once; False where the kernel cannot.
+
+        Linux also kills whatever is ever born into it afterwards by `entrance`: it compares how
+        often a group was killed with that of the group of who makes the process.
+        """
+        self._killed = True
         return self.station.killing is not None and self._try(
             self.station.killing, "cgroup.kill", "1"
         )
@@ -635,6 +673,11 @@ class Group:
         for entry in self._entries:
             os.close(entry)
         self._entries = []
+        if self._ways is not None:
+            folder, files = self._ways
+            for entry in files if folder is None else [folder, *files]:
+                os.close(entry)
+        self._ways = None
         self._close_late()
 
     def remove(self) -> bool:

@@ -141,15 +141,17 @@ LISTENED = frozenset(
 )  # fmt: skip
 """The rest of those, which a keeper does for the program (`listening_filter`)."""
 
-TRACED = frozenset({"setns", "unshare", "pidfd_getfd", "capset"})
-"""What only the station may make a carrier do; EPERM where there is no station to trace."""
+TRACED = {"setns": EPERM, "unshare": EPERM, "capset": EPERM, "clone3": ENOSYS}
+"""What only the station may make a carrier do, and what it is where there is no station to trace:
+C libraries want to hear of `clone3` that there is none, since its flags cannot be looked at."""
 
 DENIED = frozenset(
     """
     ptrace process_vm_readv process_vm_writev kcmp keyctl add_key request_key io_uring_setup
     io_uring_enter io_uring_register bpf perf_event_open userfaultfd mount umount2 pivot_root
     chroot open_tree open_tree_attr move_mount fsopen fsconfig fsmount fspick mount_setattr
-    name_to_handle_at open_by_handle_at memfd_secret modify_ldt vmsplice mbind set_mempolicy
+    name_to_handle_at open_by_handle_at memfd_secret modify_ldt pidfd_getfd vmsplice mbind
+    set_mempolicy
     get_mempolicy migrate_pages move_pages set_mempolicy_home_node fanotify_init fanotify_mark
     quotactl quotactl_fd lookup_dcookie syslog vhangup acct swapon swapoff reboot sethostname
     setdomainname settimeofday clock_settime adjtimex clock_adjtime create_module
@@ -233,7 +235,7 @@ def _plain_action(name: str | None, setting: Setting) -> int:
     if name in DENIED:
         return EPERM
     if name in TRACED:
-        return TRACE if setting == "carrier" else EPERM
+        return TRACE if setting == "carrier" else TRACED[name]
     return ENOSYS
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ENVIRONMENT", "Zygotes"]
 
 _START_SECONDS = 10.0
+_LOOK = 0.05
 _MOST_SETS = 16
 _IMPORT_DISK = 64 << 20
 _IMPORT_FILES = 1024
@@ -81,7 +82,7 @@ class Zygotes:
         self.failed: dict[str, str] = {}
         self.preparing: dict[str, _Preparation] = {}
         self.asked: set[str] = set()
-        self.parking: socket.socket | None = None
+        self.line = carrier.Line()
         self.service = station.groups.group("carriers")
         self.traced_filter = bytes.fromhex(self.plan["filter"])
         self.plain_filter = bytes.fromhex(self.plan["init_filter"])
@@ -100,16 +101,18 @@ class Zygotes:
                 tracer.kill(pid)
 
     def _start_bare(self) -> int:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.parking = ours  # what the zygote waits on: it ends when this closes
-        with theirs:
-            pid = calls.clone(0)
-            if pid == 0:
-                self._execute_bare(theirs.fileno())
-        # One that cannot be executed has closed its end by now, and is not waited for.
-        if not select.select([ours], [], [], _START_SECONDS)[0] or ours.recv(1) != b"R":
-            tracer.kill(pid)
-            raise tracer.TraceError("the interpreter did not start")
+        self.line.close()
+        self.line = line = carrier.Line()
+        pid = calls.clone(0)
+        if pid == 0:
+            line.ours.close()
+            self._execute_bare(line.theirs.fileno())
+        deadline = monotonic() + _START_SECONDS
+        while not select.select([line.ours], [], [], _LOOK)[0]:
+            if monotonic() > deadline or not survey.is_alive(pid):  # it could not be executed
+                tracer.kill(pid)
+                raise tracer.TraceError("the interpreter did not start")
+        line.ours.recv(1)
         return pid
 
     def _words(self, how: str) -> list[str]:
@@ -154,7 +157,7 @@ class Zygotes:
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
             birth = carrier.Birth(place, channel, user, group, limits, processors)
-            return carrier.instantiate(source, birth)
+            return carrier.instantiate(source, birth, self.line)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
                 self.ended(source.pid)  # whoever waited for its stop has reaped it
@@ -202,7 +205,7 @@ class Zygotes:
             birth = carrier.Birth(
                 place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS, self.station.processors
             )
-            kernel, shadow = carrier.instantiate_with_shadow(self.bare, birth)
+            kernel, shadow = carrier.instantiate_with_shadow(self.bare, birth, self.line)
         except (OSError, tracer.TraceError, tracer.InterferedError) as error:
             self.failed[key] = str(error)
             ours.close()
@@ -263,8 +266,9 @@ class Zygotes:
         _refuse_threads(preparation.kernel)
         state = tracer.seize_parked(preparation.kernel, trusted=False)
         shadow = carrier.Carrier(
-            preparation.shadow, self.bare.state, self.bare.page, self.bare.thread_id
-        )
+            preparation.shadow, self.bare.state, self.bare.page, self.bare.data,
+            self.bare.thread_id,
+        )  # fmt: skip
         copy = shadow.copy()
         try:
             self.service.admit(copy, stays=True)  # what it shares with its copies is nobody's run
