@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import bench, doctor, port, run, tools
+from ms_enclave.cli import bench, doctor, port, run, shell, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -21,6 +21,7 @@ __all__ = ["app", "main"]
 
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
+_SIGNALLED = 128
 _DEBUG = "MS_ENCLAVE_DEBUG"
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ app.command(
 app.command("port", cls=port.PortCommand, context_settings={"allow_interspersed_args": False})(
     port.port
 )
+app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("tools")(tools.tools)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
@@ -77,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="ms-enclave", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _EXIT_INTERRUPTED
-    except SystemExit:
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code > _SIGNALLED:
+            return ended.code  # by a signal, after what had to be undone
         # What typer makes of a broken pipe. As if the signal had come: our reader has seen enough.
         return _EXIT_BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the outermost boundary: a person reads what is said here
