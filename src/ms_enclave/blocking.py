@@ -519,14 +519,35 @@ class Kernel:
         return call(self._target.run, code, timeout=timeout, on_input=on_input)
 
     def run_stream(
-        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> Iterator[KernelEvent]:
         """Run a cell and give what it says as it says it, in Jupyter's messages.
 
         The last event is the `execute_reply`, which has the whole outcome as `execution`. Left
         early, the cell is interrupted. Arguments and exceptions are those of `run`.
+
+        Args:
+            silent: whether the cell has no number and shows no result and no error.
+            store_history: whether the cell is counted.
+            user_expressions: by name, what to evaluate after the cell; the values are in the
+                content of the `execute_reply`.
         """
-        return iterate(self._target.run_stream, code, timeout=timeout, on_input=on_input)
+        return iterate(
+            self._target.run_stream,
+            code,
+            timeout=timeout,
+            on_input=on_input,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+        )
 
     def answer(self, text: str) -> None:
         """Answer the `input` that the running cell waits in; nothing where it does not."""

@@ -35,7 +35,7 @@ from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.model.kernels import Execution, KernelEvent, KernelInfo, KernelStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from ms_enclave.channel.process import Exit, KernelProcess, KernelRequest
@@ -160,14 +160,30 @@ class Kernel:
         return last
 
     async def run_stream(
-        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_input: OnInput | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[KernelEvent, None]:
         """Run a cell and give what it says as it says it, in Jupyter's messages.
 
         The last event is the `execute_reply`, which has the whole outcome as `execution`. Left
         early, the cell is interrupted. Arguments and exceptions are those of `run`.
+
+        Args:
+            silent: whether the cell has no number and shows no result and no error.
+            store_history: whether the cell is counted.
+            user_expressions: by name, what to evaluate after the cell; the values are in the
+                content of the `execute_reply`.
         """
-        events = self._events(code, timeout, allow_input=on_input is not None)
+        body = _execute_body(code, allow_input=on_input is not None)
+        body |= {"silent": silent, "store_history": store_history and not silent}
+        body["user_expressions"] = dict(user_expressions or {})
+        events = self._events(code, timeout, body)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -184,7 +200,7 @@ class Kernel:
 
     @on_loop
     async def _run(self, code: str, timeout: float | None) -> Execution:
-        body = _execute_body(code)
+        body = _execute_body(code, allow_input=False)
         async with self._home.using(), self._turn:
             session = self._living()
             cell = self._new_cell(session, code, timeout, streamed=False)
@@ -200,9 +216,8 @@ class Kernel:
 
     @iterate_on_loop
     async def _events(
-        self, code: str, timeout: float | None, *, allow_input: bool
+        self, code: str, timeout: float | None, body: dict[str, Any]
     ) -> AsyncGenerator[KernelEvent, None]:
-        body = _execute_body(code, allow_input=allow_input)
         async with self._home.using():
             await self._turn.acquire()
         watcher: asyncio.Task[None] | None = None
@@ -308,7 +323,7 @@ async def _ask(on_input: OnInput, prompt: str) -> str:
     return str(await answer if inspect.isawaitable(answer) else answer)
 
 
-def _execute_body(code: object, *, allow_input: bool = False) -> dict[str, Any]:
+def _execute_body(code: object, *, allow_input: bool) -> dict[str, Any]:
     if not isinstance(code, str):
         raise ConfigError(f"code must be text, not {type(code).__name__}")
     return {"op": "execute", "code": code, "allow_stdin": allow_input}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import bench, doctor, port, run, shell, tools
+from ms_enclave.cli import bench, doctor, jupyter, port, run, shell, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -68,6 +68,7 @@ app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("tools")(tools.tools)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.add_typer(jupyter.app, name="jupyter")
 
 
 def main(arguments: Sequence[str]) -> int:
