@@ -18,3 +18,16 @@ def test_the_quickstart_prints_what_its_programs_print() -> None:
     )
     assert done.stderr == ""
     assert done.stdout == "45\nwall_timeout\n7\n3 gone wrong\n"
+
+
+@pytest.mark.namespaces
+def test_the_example_of_ports_reaches_its_server() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("ports.py"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == ("<h1>first</h1>\n[(8000, '127.0.0.1')]\n<h1>second</h1>\n64 MiB\n")
