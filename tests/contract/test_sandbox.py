@@ -7,11 +7,13 @@ from ms_enclave.testing import (
     CodeContract,
     CommandContract,
     FilesContract,
+    PortsContract,
     SandboxBoundsContract,
     SandboxContract,
     SandboxLifeContract,
     ShellContract,
     TerminalContract,
+    WatchContract,
 )
 from tests.contract.boxes import (
     Cold,
@@ -65,8 +67,8 @@ class TestCold(Cold, ProgramsContract):
 
 
 @needs_process
-class TestNoGroups(NoGroups, ProgramsContract):
-    pass
+class TestNoGroups(NoGroups, ProgramsContract, PortsContract, WatchContract):
+    """With all that an ordinary user's one id could make different."""
 
 
 @needs_process

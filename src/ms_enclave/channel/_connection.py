@@ -49,6 +49,9 @@ _END_SECONDS = 1.0
 _PATIENCE = 1.0
 """Seconds of silence, while something is asked of a guest, after which it is woken."""
 
+_LASTING_PATIENCE = 10.0
+"""The same where all that is asked of it may well be silent for long."""
+
 _EVENTS = 16
 """Events that a call may have waiting; programs have three in all."""
 
@@ -305,6 +308,7 @@ class Connection:
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = wake
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_is_soon = False
         self._waking: asyncio.Task[object] | None = None
         self._heard = False
 
@@ -445,9 +449,16 @@ class Connection:
 
     def _listen(self) -> None:
         """See to it that a guest that says nothing is woken, as long as anything is asked of it."""
-        if self._wake is not None and self._alarm is None and self._failure is None:
-            self._heard = False
-            self._alarm = asyncio.get_running_loop().call_later(_PATIENCE, self._on_alarm)
+        if self._wake is None or self._failure is not None:
+            return
+        soon = self.greeting is None or len(self._calls) > len(self._lasting)
+        if self._alarm is not None:
+            if self._alarm_is_soon or not soon:
+                return
+            self._alarm.cancel()
+        self._heard, self._alarm_is_soon = False, soon
+        patience = _PATIENCE if soon else _LASTING_PATIENCE
+        self._alarm = asyncio.get_running_loop().call_later(patience, self._on_alarm)
 
     def _on_alarm(self) -> None:
         self._alarm = None

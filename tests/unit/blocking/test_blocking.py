@@ -246,6 +246,12 @@ def test_files_do_everything_without_async() -> None:
         assert files.replace("d/f", "two", "three") == 1
         assert files.read_text("d/f") == "one\nthree\n"
         assert [match.line for match in files.search("thr", "d")] == [2]
+        for event in files.watch("d"):
+            if event.type == "watching":
+                files.write("d/new", "")
+            else:
+                assert (event.type, event.path) == ("created", "d/new")
+                break
         files.move("d/f", "g")
         files.remove("d", recursive=True)
         assert [entry.name for entry in files.list()] == ["g"]

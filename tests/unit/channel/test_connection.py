@@ -120,6 +120,35 @@ async def test_a_guest_that_says_nothing_is_woken_while_it_is_asked(
     woken[1].close()
 
 
+async def test_a_guest_whose_streams_are_idle_is_left_alone_until_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ms_enclave.channel._connection._PATIENCE", 0.01)
+    woken = anyio.Event()
+
+    async def wake() -> None:
+        woken.set()
+
+    with anyio.fail_after(20):
+        async with hostile_guest(wake=wake) as (connection, theirs):
+            far = Far(theirs)
+            await far.send(GREETING)
+            await connection.connect()
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.connect_port, 80)
+                number, _ = await far.next_request()
+                await far.send(encode(protocol.EVENT, number, protocol.dump({"connected": True})))
+            woken = anyio.Event()
+            with anyio.move_on_after(0.3):
+                await woken.wait()
+            assert not woken.is_set()
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection.exists, "f")
+                number, _ = await far.next_request()
+                await woken.wait()
+                await far.send(result(number, exists=True))
+
+
 @pytest.mark.parametrize(
     "greeting",
     [
