@@ -40,6 +40,7 @@ __all__ = [
     "STARTED",
     "SURVIVORS",
     "TIMEOUT",
+    "available",
     "cold",
     "crowd",
     "fresh",
@@ -266,15 +267,15 @@ async def crowd(context: Context, into: Round) -> None:
 
         await make(10)
         await time_one_more(ONE_MORE_BASE)
-        before = await anyio.to_thread.run_sync(_available)
+        before = await anyio.to_thread.run_sync(available)
         await make(scale.idle)
-        taken = before - await anyio.to_thread.run_sync(_available)
+        taken = before - await anyio.to_thread.run_sync(available)
         into.add("idle sandbox", taken / scale.idle)
         await make(max(0, scale.alive - scale.idle - 10))
         await time_one_more(ONE_MORE)
 
 
-def _available() -> float:
+def available() -> float:
     """MiB of memory that could be had without swapping, when it has settled."""
     gc.collect()
     time.sleep(0.3)  # the kernel counts by processor and adds up late
@@ -285,7 +286,7 @@ def _available() -> float:
 def _idle_pythons(context: Context, count: int) -> float:
     """MiB that each of so many waiting interpreters takes."""
     argv = [context.environment.python, "-c", "print(1, flush=True); input()"]
-    before = _available()
+    before = available()
     with ExitStack() as stack:
         for _ in range(count):
             each = stack.enter_context(
@@ -294,7 +295,7 @@ def _idle_pythons(context: Context, count: int) -> float:
             stack.callback(each.kill)
             if each.stdout is None or each.stdout.readline() != b"1\n":
                 raise RuntimeError("a plain Python did not start")
-        return (before - _available()) / count
+        return (before - available()) / count
 
 
 async def turnover(context: Context, into: Round) -> None:

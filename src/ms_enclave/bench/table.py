@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import measures, streams
+from ms_enclave.bench import kernels, measures, streams
 from ms_enclave.bench.figures import Figure, Promise
 from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
 
@@ -108,6 +108,32 @@ ROWS = (
         "turnover",
         (Figure(measures.LAST, promises=(Promise(1.2, measures.FIRST),)),),
         measures.turnover,
+        once=True,
+    ),
+    Row(
+        "cell",
+        (
+            Figure(kernels.CELL_PLAIN, promises=(Promise(1),)),
+            Figure(kernels.CELL, promises=(Promise(1.5),)),
+        ),
+        kernels.cells,
+        (kernels.IPYKERNEL_CELL,),
+    ),
+    Row(
+        "kernel",
+        (Figure(kernels.FRESH, promises=(Promise(5),)),),
+        kernels.fresh,
+        (kernels.IPYKERNEL_START,),
+        needs=("numpy", "pandas", "IPython"),
+    ),
+    Row(
+        "kernels",
+        (
+            Figure(kernels.IDLE, "MiB", promises=(Promise(2),)),
+            Figure(kernels.ONE_MORE, promises=(Promise(1.4, kernels.ONE_MORE_BASE),)),
+        ),
+        kernels.crowd,
+        needs=("numpy",),
         once=True,
     ),
     Row(

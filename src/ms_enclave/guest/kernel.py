@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import faulthandler
 import io
 import os
 import resource
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Link", "Stream", "serve"]
 
+_set_handler: Any = sys.modules["_signal"].signal
+"""Without the enums of `signal.signal`, which are a hundred pages to copy."""
+
 _READ = 1 << 18
 _PIECE = protocol.MAX_PAYLOAD
 _HELD = 8192
@@ -46,62 +50,29 @@ _SHOWN_AFTER = 0.05
 """Seconds after which an unfinished line is sent with what comes next."""
 
 
-def _make_shell() -> Shell:
-    shell = kernel_plain.PlainShell() if kernel_ipython is None else kernel_ipython.make()
-    _rehearse(shell)
-    return shell
-
-
-def _rehearse(shell: Shell) -> None:
-    """Run cells as every kernel will, so that what they load and remember is there in each copy."""
-    main, hook = sys.modules["__main__"], sys.displayhook
-    shell.link = _Nobody()  # type: ignore[assignment]
-    shell.connect(shell.link)
-    try:
-        for code in ("1 + 1", "def f():\n    1/0\nf()", "1 +", "1 + 1"):
-            shell.execute({"code": code})
-        shell.forget()
-    finally:
-        sys.modules["__main__"], sys.displayhook = main, hook
-
-
-class _Nobody:
-    """Stands for a link where there is none yet."""
-
-    display_limit = 1 << 20
-
-    def send_message(self, kind: str, content: dict[str, Any]) -> None:
-        displays.to_json({"type": kind, "content": content})
-
-
-_shell = _make_shell()
+_shell: Shell = kernel_plain.PlainShell() if kernel_ipython is None else kernel_ipython.make()
 """Made where the module is imported: in a zygote, whose copies have it then."""
 
 
 def serve(source: int, target: int) -> NoReturn:
     """Be a kernel: read from one descriptor, write to the other (they may be the same one)."""
-    link = Link(source, target)
-    signal.signal(signal.SIGINT, link.on_interrupt)
-    _set_streams(link)
+    link = _link
+    link.open(source, target)
+    os.register_at_fork(after_in_child=link.detach)
+    _set_handler(int(signal.SIGINT), link.on_interrupt)
+    sys.stdout, sys.stderr = link.streams
     builtins.input = link.input
     _replace_getpass(link)
     _show_crashes()
-    _shell.begin(link)
+    _shell.begin()
     link.greet({"implementation": _shell.name, "implementation_version": _shell.version()})
     while True:
         number, body = link.next_request(_shell)
         _answer(link, number, body)
 
 
-def _set_streams(link: Link) -> None:
-    sys.stdout = Stream(link, "stdout", protocol.STDOUT, 1)
-    sys.stderr = Stream(link, "stderr", protocol.STDERR, 2)
-
-
 def _show_crashes() -> None:
     """What the C stack was when a library crashes, for whoever reads its stderr."""
-    import faulthandler
-
     try:
         faulthandler.enable(2)
     except (OSError, ValueError):  # closed
@@ -166,7 +137,7 @@ def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:
     except KeyboardInterrupt:  # between two things that are ours
         answer = _shell.failed("KeyboardInterrupt", "")
     except BaseException as error:  # noqa: BLE001 - the cell has broken what shells need
-        _set_streams(link)
+        sys.stdout, sys.stderr = link.streams
         answer = _shell.failed(type(error).__name__, _text(error))
     finally:
         link.interruptible = False
@@ -212,27 +183,34 @@ class Link:
     fork of the process loses it, and writes to descriptors 1 and 2.
     """
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self) -> None:
         self.call = 0xFFFFFFFF
         """The number of the host's request that is being done, or was last."""
         self.interruptible = False
         self.allow_input = False
         self.display_limit = 0
         self.detached = False
-        self._source = source
-        self._target = target
+        self.streams = (
+            Stream(self, "stdout", protocol.STDOUT, 1), Stream(self, "stderr", protocol.STDERR, 2),
+        )  # fmt: skip
+        self._source = self._target = -1
         self._decoder = protocol.Decoder()
         self._frames: collections.deque[protocol.Frame] = collections.deque()
         self._lock = _thread.RLock()
         self._main = _thread.get_ident()
+        """The same in a copy of the process."""
         self._guarded = self._interrupted = self._writing = False
         self._waiting: collections.deque[bytes] = collections.deque()
-        for descriptor in {source, target}:
+
+    def open(self, source: int, target: int) -> None:
+        """Read and write these from now on; -1 for none."""
+        self._source, self._target = source, target
+        for descriptor in {source, target} - {-1}:
             os.set_inheritable(descriptor, False)
             os.set_blocking(descriptor, True)
-        os.register_at_fork(after_in_child=self._detach)
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """A fork of the process has begun."""
         self.detached = True
         self._lock = _thread.RLock()
         for descriptor in {self._source, self._target}:
@@ -424,3 +402,35 @@ class _Bytes(io.RawIOBase):
 
     def close(self) -> None:
         return
+
+
+# --- before the first cell ----------------------------------------------------------------------
+
+_REHEARSED = ("def f():\n    1/0\nf()", "1 +", *("1 + 1", "print(1)") * 20)
+"""Often enough that the interpreter has settled how it runs what every cell runs."""
+
+
+def _rehearse() -> None:
+    """Run cells as every kernel will, so that what they load, remember and change is there in each
+    copy and need not be written again."""
+    kept = sys.modules["__main__"], sys.displayhook, sys.stdout, sys.stderr
+    source, feed = os.pipe()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        _link.open(source, nowhere)
+        sys.stdout, sys.stderr = _link.streams
+        _shell.connect(_link)
+        for number, code in enumerate(_REHEARSED, 1):
+            body = {"op": "execute", "code": code, "display_limit": 1 << 20}
+            os.write(feed, b"".join(protocol.encode_request(number, body)))
+            _answer(_link, *_link.next_request(_shell))
+        _shell.forget()
+    finally:
+        _link.open(-1, -1)
+        sys.modules["__main__"], sys.displayhook, sys.stdout, sys.stderr = kept
+        for descriptor in (source, feed, nowhere):
+            os.close(descriptor)
+
+
+_link = Link()
+_rehearse()

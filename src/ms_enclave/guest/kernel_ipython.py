@@ -75,8 +75,7 @@ class IPythonShell(Shell):
     def forget(self) -> None:
         self.shell.reset(new_session=True)
 
-    def begin(self, link: Link) -> None:
-        super().begin(link)
+    def begin(self) -> None:
         sys.modules["__main__"] = self.shell.user_module
         sys.argv[:] = [""]
         os.environ.setdefault("MPLBACKEND", _INLINE)

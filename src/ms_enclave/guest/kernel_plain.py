@@ -38,9 +38,9 @@ class Shell:
     def version(self) -> str:
         return sys.version.split()[0]
 
-    def begin(self, link: Link) -> None:
-        """The first thing in the kernel's own process."""
-        self.connect(link)
+    def begin(self) -> None:
+        """The first thing in the kernel's own process; it is connected already."""
+        raise NotImplementedError
 
     def connect(self, link: Link) -> None:
         """Have what cells show go there."""
@@ -141,8 +141,9 @@ class PlainShell(Shell):
         self._module.__dict__.update(types.ModuleType("__main__").__dict__)
         self._module.__dict__["__builtins__"] = builtins
 
-    def begin(self, link: Link) -> None:
-        super().begin(link)
+    def begin(self) -> None:
+        sys.modules["__main__"] = self._module
+        sys.displayhook = self._show_result
         shown = self._displays
         for name in ("display", "update_display", "clear_output"):
             setattr(builtins, name, getattr(shown, name))

@@ -1,0 +1,175 @@
+"""Measurements of kernels: a cell, a fresh kernel, many that are idle. ipykernel stands beside."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from ms_enclave.bench.measures import available
+from ms_enclave.manager.local_manager import LocalSandboxManager
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ms_enclave.bench.context import Context, Round
+    from ms_enclave.boxes import Kernel, Sandbox
+
+__all__ = [
+    "CELL",
+    "CELL_PLAIN",
+    "FRESH",
+    "IDLE",
+    "IPYKERNEL_CELL",
+    "IPYKERNEL_START",
+    "ONE_MORE",
+    "ONE_MORE_BASE",
+    "cells",
+    "crowd",
+    "fresh",
+]
+
+CELL, CELL_PLAIN = "a cell, with IPython", "a cell, without IPython"
+FRESH = "a fresh kernel, to its first answer"
+IDLE = "idle kernel with numpy"
+ONE_MORE, ONE_MORE_BASE = "one more kernel beside many", "one more kernel beside 10"
+IPYKERNEL_CELL, IPYKERNEL_START = "ipykernel, a cell", "ipykernel, start to answer"
+_CODE, _ANSWER = "1 + 1", "2"
+_PRELOAD = ["numpy", "pandas"]
+
+
+async def cells(context: Context, into: Round) -> None:
+    """`1 + 1` in a kernel that lives, from the call to the result."""
+    async with LocalSandboxManager() as manager:
+        plain = await _kernel(manager, context.environment.python)
+        own = await _kernel(manager, sys.prefix)
+        with _ipykernel() as other:
+            for _ in range(5 * context.scale.samples):
+                into.add(CELL_PLAIN, await _time_cell(plain))
+                if own.get_info().implementation == "ipython":
+                    into.add(CELL, await _time_cell(own))
+                if other is not None:
+                    into.add(IPYKERNEL_CELL, other.time_cell())
+
+
+async def fresh(context: Context, into: Round) -> None:
+    """A kernel that did not exist, with numpy and pandas imported, to its first answer."""
+    async with LocalSandboxManager() as manager:
+        config = {"python": sys.prefix, "preload": _PRELOAD}
+        async with manager.sandbox("process", config) as sandbox:
+            await sandbox.kernel()  # now the zygote is there
+            for number in range(context.scale.samples):
+                into.add(FRESH, await _time_kernel(sandbox, f"k{number}"))
+    for _ in range(max(1, context.scale.cold)):
+        begun = time.perf_counter()
+        with _ipykernel(f"import numpy, pandas\n{_CODE}") as other:
+            if other is not None:
+                into.add(IPYKERNEL_START, (time.perf_counter() - begun) * 1000)
+
+
+async def crowd(context: Context, into: Round) -> None:
+    """Many sandboxes with a kernel each that has numpy and has run a cell: the memory they take,
+    and the time of one more kernel, in a sandbox that is there."""
+    scale = context.scale
+    async with LocalSandboxManager() as manager:
+
+        async def make(count: int) -> None:
+            for _ in range(count):
+                kernel = await _kernel(manager, sys.prefix, "numpy")
+                await kernel.run(_CODE)
+
+        await make(10)
+        async with manager.sandbox("process", _numpy()) as sandbox:
+            for number in range(scale.samples):
+                into.add(ONE_MORE_BASE, await _time_kernel(sandbox, f"k{number}"))
+            before = await anyio.to_thread.run_sync(available)
+            await make(scale.idle)
+            taken = before - await anyio.to_thread.run_sync(available)
+            into.add(IDLE, taken / scale.idle)
+            await make(max(0, scale.alive - scale.idle - 10))
+            for number in range(scale.samples):
+                into.add(ONE_MORE, await _time_kernel(sandbox, f"m{number}"))
+
+
+def _numpy() -> dict[str, Any]:
+    return {"python": sys.prefix, "preload": ["numpy"]}
+
+
+async def _kernel(manager: LocalSandboxManager, python: str, *preload: str) -> Kernel:
+    config = {"python": python, "preload": list(preload)}
+    sandbox = await manager.get_sandbox(await manager.create_sandbox("process", config))
+    if sandbox is None:
+        raise RuntimeError("a sandbox ended by itself")
+    return await sandbox.kernel()
+
+
+async def _time_cell(kernel: Kernel) -> float:
+    """Milliseconds. Raises RuntimeError where the cell does not give what it should."""
+    begun = time.perf_counter()
+    done = await kernel.run(_CODE)
+    taken = time.perf_counter() - begun
+    if done.result is None or done.result["text/plain"] != _ANSWER:
+        raise RuntimeError(f"a cell gave {done}")
+    return taken * 1000
+
+
+async def _time_kernel(sandbox: Sandbox, name: str) -> float:
+    begun = time.perf_counter()
+    kernel = await sandbox.kernel(name)
+    await _time_cell(kernel)
+    taken = time.perf_counter() - begun
+    await kernel.delete()
+    return taken * 1000
+
+
+# --- ipykernel ----------------------------------------------------------------------------------
+
+
+class _Client:
+    """ipykernel through jupyter_client, as a program would use it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def time_cell(self, code: str = _CODE) -> float:
+        begun = time.perf_counter()
+        self.run(code)
+        return (time.perf_counter() - begun) * 1000
+
+    def run(self, code: str) -> None:
+        shown: list[str] = []
+
+        def take(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "execute_result":
+                shown.append(message["content"]["data"]["text/plain"])
+
+        self._client.execute_interactive(code, output_hook=take, timeout=60)
+        if shown != [_ANSWER]:
+            raise RuntimeError(f"ipykernel gave {shown}")
+
+
+@contextmanager
+def _ipykernel(code: str = _CODE) -> Generator[_Client | None, None, None]:
+    """One that has given its first answer; None where it or its client is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("ipykernel", "jupyter_client")):
+        yield None
+        return
+    from jupyter_client.manager import KernelManager
+
+    manager: Any = KernelManager(kernel_name="python3")
+    manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        found = _Client(client)
+        found.run(code)
+        yield found
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
