@@ -102,6 +102,7 @@ if TYPE_CHECKING:
         WriteFileRequest,
     )
     from ms_enclave.tools import (
+        BackgroundCommand,
         FileOperation,
         MultiCodeExecutor,
         NotebookExecutor,
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuthenticationError",
+    "BackgroundCommand",
     "CapabilityError",
     "CellError",
     "Command",

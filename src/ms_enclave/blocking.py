@@ -383,6 +383,16 @@ class Command:
         """None while it runs; then its exit code, as in `CommandResult`."""
         return self._target.returncode
 
+    @property
+    def cursor(self) -> int:
+        """Bytes that it has printed so far."""
+        return self._target.cursor
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it was started to be given input, and that has not been closed."""
+        return self._target.takes_input
+
     def events(self, *, after: int = 0) -> Iterator[OutputEvent]:
         """What it prints, from a cursor on, as it comes; ends with the command.
 

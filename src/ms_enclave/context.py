@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ms_enclave.model import (
+        CommandInfo,
         CommandResult,
         Execution,
         FileInfo,
         Limits,
+        OutputChunk,
         SandboxConfig,
         SandboxStatus,
         SearchMatch,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     )
     from ms_enclave.model.kernels import OnInput
 
-__all__ = ["FilesContext", "KernelContext", "SandboxContext"]
+__all__ = ["CommandContext", "FilesContext", "KernelContext", "SandboxContext"]
 
 
 @runtime_checkable
@@ -115,6 +117,49 @@ class KernelContext(Protocol):
 
 
 @runtime_checkable
+class CommandContext(Protocol):
+    """A program of the sandbox that runs on between calls."""
+
+    @property
+    def id(self) -> str:
+        """The name under which `get_command` finds it."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; then its exit code."""
+        ...
+
+    @property
+    def cursor(self) -> int:
+        """Bytes that it has printed so far."""
+        ...
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it was started to be given input, and that has not been closed."""
+        ...
+
+    async def read(
+        self, *, after: int = 0, max_bytes: int = 1 << 20, wait: float = 0.0
+    ) -> OutputChunk:
+        """What it has printed from a cursor on; waits so many seconds where there is nothing."""
+        ...
+
+    async def write(self, data: bytes | str) -> None:
+        """Give it input."""
+        ...
+
+    async def kill(self) -> None:
+        """End it with everything that it started."""
+        ...
+
+    async def wait(self, timeout: float | None = None) -> CommandResult:
+        """Wait for its end; a time-out (`TimeoutError`) ends the wait only."""
+        ...
+
+
+@runtime_checkable
 class SandboxContext(Protocol):
     """What a tool sees of the sandbox it runs in."""
 
@@ -186,6 +231,36 @@ class SandboxContext(Protocol):
         Raises:
             CapabilityError: the sandbox has no Python.
         """
+        ...
+
+    async def start_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bool = False,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+        tag: str | None = None,
+    ) -> CommandContext:
+        """Start a shell line (a string) or a program (a list) that runs on by itself.
+
+        Args:
+            timeout: seconds after which it is ended; never where None.
+        """
+        ...
+
+    async def get_command(self, command_id: str) -> CommandContext:
+        """One that was started.
+
+        Raises:
+            CommandNotFoundError: none has that id.
+        """
+        ...
+
+    async def list_commands(self) -> list[CommandInfo]:
+        """All that were started, oldest first; of those that have ended, the last."""
         ...
 
     async def kernel(self, name: str = "default") -> KernelContext:

@@ -36,6 +36,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "python_executor": "ms_enclave.tools.python_executor:PythonExecutor",
         "shell_executor": "ms_enclave.tools.shell_executor:ShellExecutor",
         "file_operation": "ms_enclave.tools.file_operation:FileOperation",
+        "background_command": "ms_enclave.tools.background_command:BackgroundCommand",
         "multi_code_executor": "ms_enclave.tools.multi_code_executor:MultiCodeExecutor",
         "notebook_executor": "ms_enclave.tools.notebook_executor:NotebookExecutor",
     }

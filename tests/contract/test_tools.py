@@ -39,6 +39,93 @@ class ShellExecutor(ToolContract):
     wrong: ClassVar[dict[str, Any]] = {"command": "echo 1", "timeout": "soon"}
 
 
+class BackgroundCommand(ToolContract):
+    tool_name = "background_command"
+    works: ClassVar[dict[str, Any]] = {"operation": "start", "command": "echo 1"}
+    wrong: ClassVar[dict[str, Any]] = {"operation": "start", "command": "echo 1", "wait": "long"}
+
+    async def test_one_is_started_read_and_stopped(self, fresh: Sandbox) -> None:
+        async def do(operation: str, **more: Any) -> Any:
+            return await fresh.execute_tool(self.tool_name, {"operation": operation, **more})
+
+        started = await do("start", command="echo up; sleep 600", tag="server")
+        name = started.metadata["id"]
+        assert started.stdout == "up\n"
+        assert started.output == f"Command {name} is running; read on with after=3\nup\n"
+        read = await do("read", id=name, after=3)
+        assert (read.stdout, read.metadata["cursor"], read.metadata["running"]) == ("", 3, True)
+        assert (await do("list")).output == (
+            f"1 running, 0 ended\n{name} [server] running, 3 bytes: echo up; sleep 600\n"
+        )
+        stopped = await do("stop", id=name)
+        assert stopped.output == f"Stopped: Command {name} has ended with exit code 137"
+        assert stopped.exit_code == 137
+        again = await do("stop", id=name)
+        assert again.output.startswith("It had ended already")
+
+    async def test_output_is_read_by_range_and_by_pattern(self, fresh: Sandbox) -> None:
+        line = "for i in 1 2 3 4 5; do echo line $i; echo other >&2; done; exit 4"
+        started = await fresh.execute_tool(
+            self.tool_name, {"operation": "start", "command": line, "wait": 10}
+        )
+        name = started.metadata["id"]
+        await (await fresh.get_command(name)).wait(10)
+
+        async def read(**more: Any) -> Any:
+            more = {"operation": "read", "id": name, **more}
+            return await fresh.execute_tool(self.tool_name, more)
+
+        part = await read(after=5, max_bytes=3)
+        assert (len(part.stdout), part.metadata["cursor"], part.metadata["eof"]) == (3, 8, False)
+        found = await read(pattern="line [24]$")
+        assert [row.partition(":")[2] for row in found.stdout.splitlines()] == ["line 2", "line 4"]
+        assert found.metadata["matches"] == 2
+        assert "has ended with exit code 4" in found.output
+        assert (await read(pattern="nowhere")).metadata["matches"] == 0
+        wrong = await read(pattern="(")
+        assert wrong.verdict == Verdict.INVALID_PARAMETERS
+        costly = await read(pattern=r"(x+x+)+y")
+        assert costly.success
+
+    async def test_it_is_given_input(self, fresh: Sandbox) -> None:
+        started = await fresh.execute_tool(
+            self.tool_name,
+            {"operation": "start", "command": ["cat"], "stdin": True, "wait": 0},
+        )
+        name = started.metadata["id"]
+        typed = await fresh.execute_tool(
+            self.tool_name, {"operation": "write", "id": name, "text": "hello\n", "wait": 10,
+                             "after": 0},
+        )  # fmt: skip
+        assert typed.stdout == "hello\n"
+        deaf = await fresh.execute_tool(self.tool_name, self.works)
+        refused = await fresh.execute_tool(
+            self.tool_name, {"operation": "write", "id": deaf.metadata["id"], "text": "x"}
+        )
+        assert refused.verdict == Verdict.INVALID_PARAMETERS
+        assert "stdin=true" in (refused.error or "")
+
+    @pytest.mark.parametrize(
+        ("parameters", "said"),
+        [
+            ({"operation": "read", "id": "nosuch"}, "`list` shows"),
+            ({"operation": "stop", "id": "nosuch"}, "`list` shows"),
+            ({"operation": "read"}, "Id is required"),
+            ({"operation": "start"}, "Command is required"),
+            ({"operation": "start", "command": " "}, "No command"),
+            ({"operation": "write", "id": "nosuch", "text": "x"}, "`list` shows"),
+            ({"operation": "no_such_operation"}, "operation"),
+            ({"operation": "list", "wait": 1e9}, "wait"),
+        ],
+    )
+    async def test_what_makes_no_sense_is_said(
+        self, box: Sandbox, parameters: dict[str, Any], said: str
+    ) -> None:
+        result = await box.execute_tool(self.tool_name, parameters)
+        assert result.verdict == Verdict.INVALID_PARAMETERS
+        assert said in (result.error or "")
+
+
 class FileOperation(ToolContract):
     tool_name = "file_operation"
     works: ClassVar[dict[str, Any]] = {
@@ -82,6 +169,10 @@ class TestShellInSubprocess(Subprocess, ShellExecutor):
     pass
 
 
+class TestBackgroundInSubprocess(Subprocess, BackgroundCommand):
+    pass
+
+
 class TestFilesInSubprocess(Subprocess, FileOperation):
     pass
 
@@ -101,6 +192,11 @@ class TestShellInProcess(Process, ShellExecutor):
 
 
 @needs_process
+class TestBackgroundInProcess(Process, BackgroundCommand):
+    pass
+
+
+@needs_process
 class TestFilesInProcess(Process, FileOperation):
     pass
 
@@ -115,6 +211,10 @@ class TestPythonInLandlock(Landlock, PythonExecutor):
 
 
 class TestShellInLandlock(Landlock, ShellExecutor):
+    pass
+
+
+class TestBackgroundInLandlock(Landlock, BackgroundCommand):
     pass
 
 

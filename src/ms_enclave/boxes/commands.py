@@ -92,6 +92,16 @@ class Command:
         """None while it runs; then its exit code, as in `CommandResult`."""
         return self._running.returncode
 
+    @property
+    def cursor(self) -> int:
+        """Bytes that it has printed so far."""
+        return self._running.log.end
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it was started to be given input, and that has not been closed."""
+        return self._running.takes_input
+
     @iterate_on_loop
     async def events(self, *, after: int = 0) -> AsyncGenerator[OutputEvent, None]:
         """What it prints, from a cursor on, as it comes; ends with the command.
@@ -175,6 +185,7 @@ class Command:
         """End it with everything that it started; returns when that is gone."""
         async with self._use():
             await self._running.kill()
+            await self._running.ended.wait()
 
     @on_loop
     async def resize(self, rows: int, cols: int) -> None:
@@ -316,6 +327,11 @@ class _Running:
             return None
         return -1 if self._seen.timed_out else self._seen.ended.exit_code
 
+    @property
+    def takes_input(self) -> bool:
+        """Whether there is an input that was not closed."""
+        return self.process.stdin is not None and not self._input_closed
+
     def info(self) -> CommandInfo:
         """As of now."""
         return CommandInfo(
@@ -394,10 +410,8 @@ class _Running:
     async def write(self, content: bytes) -> None:
         stream = self.process.stdin
         if stream is None or self._input_closed:
-            what = (
-                "was started without stdin=True" if stream is None else "has had its input closed"
-            )
-            raise SandboxStateError(f"Command {self.id} {what}")
+            why = "started without stdin=True" if stream is None else "closed"
+            raise SandboxStateError(f"Command {self.id} has no input: {why}")
         async with self._writing:
             try:
                 await stream.send(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ms_enclave.tools.background_command import BackgroundCommand
     from ms_enclave.tools.base import Tool, ToolFactory, register_tool
     from ms_enclave.tools.file_operation import FileOperation
     from ms_enclave.tools.multi_code_executor import MultiCodeExecutor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ms_enclave.tools.tool_info import ToolInfo, ToolParam, ToolParams
 
 __all__ = [
+    "BackgroundCommand",
     "FileOperation",
     "MultiCodeExecutor",
     "NotebookExecutor",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BackgroundCommand": "background_command",
     "FileOperation": "file_operation",
     "MultiCodeExecutor": "multi_code_executor",
     "NotebookExecutor": "notebook_executor",
