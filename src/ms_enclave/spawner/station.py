@@ -72,6 +72,7 @@ _PACKET = 1 << 17
 _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
+_MOST_LOOKS = 12  # processes that are looked at in a row
 _LATELY = 0.008  # s for which the kernel lets processes join control groups without waiting
 _REST = 0.004  # s without a request after which making something ahead holds up nobody
 _IDLE = 0.02  # s without a request after which something is made ahead
@@ -121,6 +122,9 @@ class Process:
         self.memory_limit = request.get("memory")
         self.pids_limit = request.get("pids")
         self.processors: set[int] | None = None  # the only ones it may use
+        self.stays = request["kind"] in ("guest", "kernel")  # it mostly waits: nobody's run
+        self.watched = False
+        self.look_again = 0.0  # when it is next to be looked at, if it is watched
         self.disk = request["disk"]
         self.inodes = request["inodes"]
         self.largest_file = request["rlimits"][str(_FSIZE)][0]
@@ -261,7 +265,7 @@ class Station:
             return _TICK * 1000
         if self.alone.since is not None:
             return self.alone.patience()
-        if any(self.is_watched(process) for process in self.processes.values()):
+        if any(process.watched for process in self.processes.values()):
             return _WATCH * 1000
         if self.zygotes.asked and not self.processes:
             return _IDLE * 1000
@@ -671,6 +675,7 @@ class Station:
         process = Process(request["process"], box, pid, group, request)
         process.before = before
         process.processors = processors if processors != self.processors else None
+        process.watched = self.is_watched(process)
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
@@ -845,14 +850,15 @@ class Station:
 
     def look_after(self) -> None:
         now = time.monotonic()
-        crowd: survey.Crowd | None = None
+        due: list[Process] = []
         for process in list(self.processes.values()):
             if process.ending and self.gone(process):
                 self.tell_end(process)
                 self.forget(process)
-            elif not process.ended and self.is_watched(process):
-                crowd = crowd or survey.Crowd()
-                self.watch(process, crowd)
+            elif process.watched and not process.ended and now >= process.look_again:
+                due.append(process)
+        if due:
+            self.watch_some(due, now)
         self.leftovers = [
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]
@@ -868,7 +874,11 @@ class Station:
         control group waits for the kernel for milliseconds, and the station with it."""
         if now - self.last_birth < _LATELY:
             return True
-        busy = any(not process.ended for process in self.processes.values() if process.number > 0)
+        busy = any(
+            not (process.ended or process.stays)
+            for process in self.processes.values()
+            if process.number > 0
+        )
         return not busy and now - self.last_request > _REST
 
     def stock_up(self, now: float) -> None:
@@ -898,12 +908,25 @@ class Station:
         pinned = process.processors is not None
         return process.cpu_limit is not None or unheld or one_by_one or pinned
 
+    def watch_some(self, due: list[Process], now: float) -> None:
+        """Look at those that were looked at the longest ago: where groups hold what matters, a
+        crowd must not hold up requests."""
+        if len(due) > _MOST_LOOKS and {"memory", "pids"} <= self.groups.controllers.keys():
+            due = sorted(due, key=lambda process: process.look_again)[:_MOST_LOOKS]
+        crowd = survey.Crowd()
+        for process in due:
+            process.look_again = now + _WATCH
+            self.watch(process, crowd)
+
     def watch(self, process: Process, crowd: survey.Crowd) -> None:
         if self.groups.kills_one_by_one and process.group.oom_kills():
             self.kill_run(process, "oom")  # the rest may wait for ever for the one that it lost
-        cpu = process.group.cpu()
         pinned = process.processors is not None
-        if cpu is None or pinned or not {"memory", "pids"} <= self.groups.controllers.keys():
+        held = {"memory", "pids"} <= self.groups.controllers.keys()
+        if held and not pinned and process.cpu_limit is None:
+            return
+        cpu = process.group.cpu()
+        if cpu is None or pinned or not held:
             seen = self.look_at(process, crowd)
             cpu = max(seen.cpu, process.cpu_seen) if cpu is None else cpu
         if process.cpu_limit is not None and cpu > process.cpu_limit:

@@ -4,6 +4,7 @@ so killing stops everybody first and looks again until nobody new is found."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 
@@ -69,9 +70,12 @@ class Crowd:
     """Everybody whom the station sees, looked at once for all of its sandboxes."""
 
     def __init__(self) -> None:
-        self._pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         self._spaces: dict[int, list[int]] | None = None
         self._everybody: Members | None = None
+
+    @functools.cached_property
+    def _pids(self) -> list[int]:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
     def of_namespace(self, namespace: int) -> list[int]:
         """The pids in a pid namespace."""
