@@ -21,7 +21,7 @@ from ms_enclave.errors import (
 from ms_enclave.testing._suite import SandboxSuite, needs, wait_for_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from ms_enclave.boxes import Sandbox
 
@@ -244,6 +244,19 @@ class PortsContract(SandboxSuite):
             with pytest.raises(anyio.ClosedResourceError):
                 await stream.send_eof()
 
+    async def test_a_close_ends_who_waits_for_the_stream(self, box: Sandbox) -> None:
+        async with served(box) as port:
+            stream = await box.connect(port)
+            await stream.send(b"deaf\n")
+            ended: list[BaseException] = []
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_note_the_end, stream.receive, ended)
+                    group.start_soon(_note_the_end, lambda: _send_for_ever(stream), ended)
+                    await anyio.sleep(0.3)
+                    await stream.aclose()
+            assert [type(error) for error in ended] == [anyio.ClosedResourceError] * 2
+
     async def test_two_tasks_cannot_receive_from_one_stream(self, box: Sandbox) -> None:
         async with (
             served(box) as port,
@@ -277,7 +290,7 @@ class PortsContract(SandboxSuite):
             idle = await fresh.connect(port)
             ended: list[BaseException] = []
             async with anyio.create_task_group() as group:
-                group.start_soon(_note_the_end, stream, ended)
+                group.start_soon(_note_the_end, stream.receive, ended)
                 await anyio.sleep(0.1)
                 with anyio.fail_after(15):
                     await fresh.stop()
@@ -293,8 +306,13 @@ async def _limited(stream: anyio.abc.ByteStream, data: bytes, size: int) -> list
     return [await stream.receive(size) for _ in range(0, len(data), size)]
 
 
-async def _note_the_end(stream: anyio.abc.ByteStream, ended: list[BaseException]) -> None:
+async def _send_for_ever(stream: anyio.abc.ByteStream) -> None:
+    while True:
+        await stream.send(bytes(MIB))
+
+
+async def _note_the_end(call: Callable[[], Awaitable[object]], ended: list[BaseException]) -> None:
     try:
-        await stream.receive()
+        await call()
     except Exception as error:  # noqa: BLE001 - which one it is, is the question
         ended.append(error)
