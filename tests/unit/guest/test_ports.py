@@ -95,6 +95,25 @@ async def test_a_reset_breaks_both_ways(guest: Guest, listening: socket.socket) 
     stream.close()
 
 
+async def test_who_sends_learns_of_a_reset_also_while_nobody_receives(
+    guest: Guest, listening: socket.socket
+) -> None:
+    stream, theirs = await _connect(guest, listening)
+    theirs.setblocking(False)
+    with anyio.move_on_after(0.5):
+        while True:  # until all windows are full
+            try:
+                theirs.send(bytes(MIB))
+            except BlockingIOError:
+                await anyio.sleep(0.02)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    with anyio.fail_after(10), pytest.raises(anyio.BrokenResourceError):
+        while True:
+            await stream.send(bytes(MIB))
+    stream.close()
+
+
 async def test_what_was_sent_arrives_after_a_close(guest: Guest, listening: socket.socket) -> None:
     stream, theirs = await _connect(guest, listening)
     with closing(theirs), anyio.fail_after(20):

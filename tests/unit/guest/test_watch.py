@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from anyio.to_thread import run_sync
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -38,6 +39,30 @@ async def test_changes_are_told_in_order(guest: Guest) -> None:
         assert await _until(pages, "deleted", "d/sub/f") == [
             "created d/sub/f", "modified d/sub/f", "deleted d/sub/f",
         ]  # fmt: skip
+
+
+async def test_what_comes_with_new_folders_is_told_once(guest: Guest) -> None:
+    made: list[str] = []
+
+    def make() -> None:
+        for number in range(150):
+            path = f"{number}"
+            for name in ("a", "b", "c", "f"):
+                (guest.folder / path).mkdir()
+                made.append(path)
+                path += f"/{name}"
+        (guest.folder / "last").touch()
+
+    async with aclosing(guest.connection.watch(".", recursive=True)) as pages:
+        await _until(pages, "watching", ".")
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_sync, make)
+            told = await _until(pages, "created", "last")
+        # What is in the newest folders may be found after the last one was told.
+        (guest.folder / "149" / "end").touch()
+        told += await _until(pages, "created", "149/end")
+    created = [line.removeprefix("created ") for line in told if line.startswith("created")]
+    assert sorted(created) == sorted([*made, "last", "149/end"])
 
 
 async def test_a_thousand_writes_at_once_are_few_changes(guest: Guest) -> None:
