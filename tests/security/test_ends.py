@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from ms_enclave import loop
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
 from ms_enclave.errors import SandboxLostError
 from tests.security.boxes import (
@@ -163,6 +165,58 @@ async def test_what_serves_the_files_does_not_answer_for_daemons(
             ]:  # fmt: skip
                 await anyio.sleep(0.01)
         assert await box.files.read_text("busy.py") == BUSY_THEN_IDLE
+
+
+SLOW_TO_END = """
+import mmap, os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    memory = mmap.mmap(-1, 400 << 20)
+    memory.madvise(15)  # MADV_NOHUGEPAGE: the kernel takes back every page by itself
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+    print('ready', flush=True)
+time.sleep(600)
+"""
+
+
+async def close_while_it_is_killed(box: ProcessSandbox) -> None:
+    """Ask for the end of its run, and before that has come for the end of the sandbox."""
+    said: list[bytes] = []
+    station = box._station  # pyright: ignore[reportPrivateUsage]
+
+    async def run() -> None:
+        with contextlib.suppress(SandboxLostError):
+            await box.run_code(SLOW_TO_END, on_output=lambda _, data: said.append(data))
+
+    async def kill() -> None:
+        (number,) = runs.keys() - before
+        await loop.run(station.ask, "kill", process=number)
+
+    async def close() -> None:
+        await loop.run(station.ask, "close", box=box.id)
+
+    runs = station._processes  # pyright: ignore[reportPrivateUsage]
+    before = set(runs)
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        with anyio.fail_after(20):
+            while not said:
+                await anyio.sleep(0.01)
+        group.start_soon(kill)
+        group.start_soon(close)
+
+
+async def test_a_run_that_is_being_killed_as_its_sandbox_ends_takes_no_other_along() -> None:
+    async with ProcessSandbox() as other:
+        for _ in range(3):
+            box = ProcessSandbox({"memory_limit": "512m"})
+            await box.start()
+            try:
+                await close_while_it_is_killed(box)
+            finally:
+                await box.stop()
+            assert (await other.run_code("print(1)")).stdout == "1\n"
 
 
 OWNER = """
