@@ -26,6 +26,8 @@ __all__ = ["main"]
 AT_ONCE = 4
 CANCELLED = 0.05
 WARM_UP = 40
+FIRST = 0.06
+"""Seconds of a cycle, as long as that has not been measured."""
 SETTLE_SECONDS = 10.0
 PARTS = ("manager", "launcher", "station")
 
@@ -45,14 +47,17 @@ async def cycle(manager: LocalSandboxManager) -> None:
             await manager.delete_sandbox(name)
 
 
-async def soak(manager: LocalSandboxManager, count: int, chance: random.Random) -> list[float]:
-    """So many cycles, some at once; gives the seconds of those that were not cancelled."""
+async def soak(
+    manager: LocalSandboxManager, count: int, chance: random.Random, usual: float
+) -> list[float]:
+    """So many cycles, some at once; gives the seconds of those that were not cancelled. One that
+    is to be is cancelled before the `usual` time (s) of a cycle, or has ended before that."""
     times: list[float] = []
     todo = iter(range(count))
 
     async def work() -> None:
         for _ in todo:
-            patience = chance.uniform(0, 0.06) if chance.random() < CANCELLED else 60.0
+            patience = chance.uniform(0, usual) if chance.random() < CANCELLED else 60.0
             began = time.perf_counter()
             with anyio.move_on_after(patience) as scope:
                 await cycle(manager)
@@ -127,12 +132,12 @@ def settled(who: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 async def main(count: int, seed: int) -> dict[str, Any]:
     chance = random.Random(seed)
     async with LocalSandboxManager() as manager:
-        await soak(manager, WARM_UP, chance)
+        usual = statistics.median(await soak(manager, WARM_UP, chance, FIRST))
         await anyio.sleep(1)
         who = pids()
         before, memory_before = held(who), memory(who)
         began = time.monotonic()
-        times = await soak(manager, count, chance)
+        times = await soak(manager, count, chance, usual)
         seconds = time.monotonic() - began
         more = await anyio.to_thread.run_sync(settled, who, before)
         grown = {name: now - memory_before[name] for name, now in memory(who).items()}
@@ -151,4 +156,5 @@ async def main(count: int, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     words = [int(word) for word in sys.argv[1:]]
-    print(json.dumps(anyio.run(main, *(words + [200, 9][len(words) :]))))
+    count, seed = words + [200, 9][len(words) :]
+    print(json.dumps(anyio.run(main, count, seed)))
