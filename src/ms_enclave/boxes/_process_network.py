@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from ms_enclave.errors import CapabilityError
 
-__all__ = ["REFUSED", "helpers", "refuse_without_helper"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "REFUSED",
+    "helpers",
+    "missing_for_network",
+    "refuse_without_helper",
+    "tun_is_usable",
+]
 
 REFUSED = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
@@ -32,21 +42,31 @@ def helpers() -> list[str]:
     return found
 
 
-def refuse_without_helper() -> None:
-    """Raise CapabilityError where this machine has nothing that a network can be made with."""
-    if not helpers():
-        raise CapabilityError(
-            "network",
-            message="A network needs pasta or slirp4netns, and this machine has neither",
-            remedy="install one of them: apt-get install passt (or slirp4netns); "
+def tun_is_usable() -> bool:
+    """Whether a helper can be given the device that it makes a network with."""
+    # Root can make a copy that the helper may open; the kernel has to know the device at all.
+    return os.path.exists(_TUN) if os.geteuid() == 0 else os.access(_TUN, os.R_OK | os.W_OK)
+
+
+def missing_for_network(found: Sequence[str], *, tun: bool) -> tuple[str, str] | None:
+    """What a network for a sandbox lacks on a machine with these helpers, and what gives it."""
+    if not found:
+        return (
+            "A network needs pasta or slirp4netns, and this machine has neither",
+            "install one of them: apt-get install passt (or slirp4netns); "
             "dnf install passt; apk add passt; pacman -S passt",
         )
-    # Root can make a copy that the helper may open; the kernel has to know the device at all.
-    usable = os.path.exists(_TUN) if os.geteuid() == 0 else os.access(_TUN, os.R_OK | os.W_OK)
-    if not usable:
-        raise CapabilityError(
-            "network",
-            message=f"A network needs {_TUN}, and this program cannot open it",
-            remedy=f"sudo modprobe tun; sudo chmod 0666 {_TUN}   "
+    if not tun:
+        return (
+            f"A network needs {_TUN}, and this program cannot open it",
+            f"sudo modprobe tun; sudo chmod 0666 {_TUN}   "
             f"(in a container: docker run --device {_TUN} …)",
         )
+    return None
+
+
+def refuse_without_helper() -> None:
+    """Raise CapabilityError where this machine has nothing that a network can be made with."""
+    missing = missing_for_network(helpers(), tun=tun_is_usable())
+    if missing is not None:
+        raise CapabilityError("network", message=missing[0], remedy=missing[1])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ms_enclave.boxes._process_network import helpers, missing_for_network, tun_is_usable
 from ms_enclave.model.diagnosis import Problem
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class HostFacts:
     """`v1`, `v2`, `hybrid` or `none`."""
     cgroup_controllers: tuple[str, ...] = ()
     """Those of memory, pids and cpu under which we may make groups of our own."""
+    network_helpers: tuple[str, ...] = ("/usr/bin/pasta",)
+    """The programs that could give a sandbox a network."""
+    tun: bool = True
+    """Whether one of them can be given the device for it."""
     attempts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -372,11 +377,19 @@ def _weak_overlay(facts: HostFacts) -> Problem | None:
     )
 
 
+def _no_network(facts: HostFacts) -> Problem | None:
+    missing = missing_for_network(facts.network_helpers, tun=facts.tun)
+    if missing is None:
+        return None
+    return Problem(what=missing[0], remedy=missing[1], blocks=False)
+
+
 _WEAKENING: tuple[Callable[[HostFacts], Problem | None], ...] = (
     _weak_cgroups,
     _weak_landlock,
     _weak_ptrace,
     _weak_overlay,
+    _no_network,
 )
 
 
@@ -417,6 +430,8 @@ def host_facts(python: str | None = None) -> HostFacts:
         landlock_error=landlock_error,
         cgroup_version=version,
         cgroup_controllers=controllers,
+        network_helpers=tuple(helpers()),
+        tun=tun_is_usable(),
         attempts=_try_out(interpreter),
     )
 

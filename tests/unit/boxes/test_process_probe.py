@@ -245,6 +245,15 @@ def test_what_blocks_is_one_problem_with_its_remedy(
             id="landlock switched off",
         ),
         pytest.param(DEBIAN_12_USER, {"kernel": (6, 1)}, ["6.1", "6.6"], id="no overlays"),
+        pytest.param(
+            DEBIAN_12_USER,
+            {"network_helpers": ()},
+            ["pasta", "slirp4netns", "apt-get install passt"],
+            id="no helper for a network",
+        ),
+        pytest.param(
+            DEBIAN_12_USER, {"tun": False}, ["/dev/net/tun", "modprobe tun"], id="no device for one"
+        ),
     ],
 )
 def test_what_only_weakens_does_not_block(
