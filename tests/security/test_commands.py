@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from ms_enclave.boxes import SandboxFactory
@@ -33,12 +36,13 @@ async def test_older_output_that_was_changed_counts_as_lost(box: Sandbox) -> Non
     assert (len(before.data), before.lost) == (2_000_000, 0)
     spoilt = await box.execute_command(
         f"cd /tmp/.ms-enclave/commands/{command.id} && ls | wc -l && echo rubbish > 1 && rm 2 && "
-        "ln -s /dev/zero 2 && rm 3 && mkfifo 3 && rm 4 && mkdir 4 && rm 5 && ln -s 6 5"
+        "ln -s /dev/zero 2 && rm 3 && mkfifo 3 && rm 4 && mkdir 4 && rm 5 && ln -s 6 5 && "
+        "printf n | dd of=6 bs=1 seek=100 conv=notrunc status=none"
     )
     assert spoilt.exit_code == 0
     assert int(spoilt.stdout) > 6
     after = await command.read(max_bytes=2_000_000)
-    assert 500_000 < after.lost < 1_000_000
+    assert 1_000_000 < after.lost < 1_500_000
     assert after.data == b"y\n" * (len(after.data) // 2)
     assert after.cursor == 2_000_000
 
@@ -59,6 +63,29 @@ async def test_a_stopped_guest_holds_up_no_program(box: Sandbox) -> None:
     await box.execute_command(stop)
     command = await box.start_command("yes | head -c 3000000; echo end >&2")
     assert (await command.wait(60)).stderr == "end\n"
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_endless_output_that_nobody_reads_takes_no_memory(box: Sandbox) -> None:
+    commands = [await box.start_command("yes"), await box.start_command("yes", pty=(24, 80))]
+    commands.append(await box.start_command("while :; do printf a; printf b >&2; done"))
+
+    async def printed(amount: int) -> None:
+        with anyio.fail_after(60):
+            while sum(command.cursor for command in commands) < amount:
+                await anyio.sleep(0.02)
+
+    await printed(30 << 20)
+    before = resident()
+    await printed(300 << 20)
+    grown = resident() - before
+    for command in commands:
+        await command.kill()
+    assert grown < 16 << 20
 
 
 TAKE_ALL = """
@@ -91,6 +118,12 @@ async def test_a_program_that_takes_every_terminal_takes_its_own_sandboxes_only(
 
 async def test_the_end_that_masters_a_terminal_is_not_inside(box: Sandbox) -> None:
     command = await box.start_command("readlink /proc/[0-9]*/fd/* | sort -u", pty=(24, 80))
-    opened = (await command.wait(10)).stdout.split()
+    result = await command.wait(10)
+    opened = result.stdout.split()
     assert any(name.startswith("/dev/pts/") for name in opened)
     assert not any("ptmx" in name for name in opened)
+
+
+async def test_a_terminal_is_its_users_by_its_name_too(box: Sandbox) -> None:
+    command = await box.start_command("echo named >$(tty); stat -c %U $(tty)", pty=(24, 80))
+    assert (await command.wait(10)).stdout == "named\r\nsandbox\r\n"

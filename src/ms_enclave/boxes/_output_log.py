@@ -6,6 +6,7 @@ files are hostile like everything inside: one that is not what was put there cou
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections import deque
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ MEMORY = 256 << 10
 _BLOCK = MEMORY // 2
 _PIECE = 64  # bytes that a piece costs beyond its data
 _JOINED = 4096  # a shorter piece takes up what comes after it on the same stream
+_CHARACTER = 4  # bytes at most
 _HEAD = struct.Struct("!BI")
 _STREAMS: tuple[Stream, ...] = ("stdout", "stderr", "pty")
 
@@ -63,6 +65,9 @@ class _Block:
     start: int
     end: int
     size: int
+    cost: int
+    digest: bytes
+    """Of what was put there: what is inside may change it."""
 
 
 class OutputLog:
@@ -72,7 +77,8 @@ class OutputLog:
     whoever reads the program's pipes, so that what waits in memory stays bounded.
 
     Args:
-        keep: bytes of output that are kept in all, in memory and outside.
+        keep: bytes of output that are kept in all, in memory and outside; fewer, where they came in
+            so small pieces that the book-keeping counts.
     """
 
     def __init__(self, shelf: Shelf, keep: int) -> None:
@@ -81,6 +87,7 @@ class OutputLog:
         self._pieces: deque[Piece] = deque()
         self._cost = 0
         self._blocks: deque[_Block] = deque()
+        self._put_cost = 0
         self._numbers = 0
         self._lock = anyio.Lock()
         self._news: anyio.Event | None = None
@@ -114,9 +121,10 @@ class OutputLog:
         async with self._lock:
             found: list[Piece] = []
             async for piece in self._pieces_from(after):
-                left = most - sum(len(one.data) for one in found)
-                found.append(_part(piece, max(after, piece.start), left))
-                if len(found[-1].data) == left:
+                part = _part(piece, max(after, piece.start), most)
+                found.append(part)
+                most -= len(part.data)
+                if not most:
                     break
             return found
 
@@ -132,7 +140,7 @@ class OutputLog:
         async with self._lock:
             blocks, self._blocks = self._blocks, deque()
             self._pieces.clear()
-            self._cost = 0
+            self._cost = self._put_cost = 0
             for block in blocks:
                 await self._shelf.drop(block.number)
 
@@ -155,23 +163,32 @@ class OutputLog:
     async def _put_away(self) -> None:
         """Move the older half to the shelf, and let go of what is too old."""
         moved: list[Piece] = []
+        before = self._cost
         while self._cost > _BLOCK and self._pieces:
             piece = self._pieces.popleft()
             self._cost -= len(piece.data) + _PIECE
             moved.append(piece)
         content = b"".join(_packed(moved))
         self._numbers += 1
-        block = _Block(self._numbers, moved[0].start, moved[-1].end, len(content))
+        block = _Block(
+            self._numbers, moved[0].start, moved[-1].end, len(content), before - self._cost,
+            _digest(content),
+        )  # fmt: skip
         if await self._shelf.put(block.number, content):
             self._blocks.append(block)
-        while self._blocks and self.end - self._blocks[0].end > self._keep:
-            await self._shelf.drop(self._blocks.popleft().number)
+            self._put_cost += block.cost
+        while self._blocks and self._put_cost - self._blocks[0].cost + self._cost >= self._keep:
+            oldest = self._blocks.popleft()
+            self._put_cost -= oldest.cost
+            await self._shelf.drop(oldest.number)
 
     async def _pieces_from(self, after: int) -> AsyncIterator[Piece]:
         for block in list(self._blocks):
             if block.end > after:
                 content = await self._shelf.get(block.number, block.size)
-                for piece in _unpacked(content or b"", block):
+                if content is None or _digest(content) != block.digest:
+                    continue
+                for piece in _unpacked(content, block.start):
                     if piece.end > after:
                         yield piece
         for piece in list(self._pieces):
@@ -201,7 +218,10 @@ class Tail(Capture):
         """The text kept (UTF-8, invalid bytes replaced) and the bytes lost before it."""
         kept, lost = bytes(self._kept), self._dropped
         if lost:  # then it may begin with the rest of a character
-            rest = next((n for n in range(min(4, len(kept))) if kept[n] & 0xC0 != 0x80), 0)
+            none = len(kept) if len(kept) < _CHARACTER else 0
+            rest = next(
+                (n for n, byte in enumerate(kept[:_CHARACTER]) if byte & 0xC0 != 0x80), none
+            )
             kept, lost = kept[rest:], lost + rest
         return kept.decode("utf-8", "replace"), lost
 
@@ -217,17 +237,16 @@ def _packed(pieces: list[Piece]) -> Iterator[bytes]:
         yield piece.data
 
 
-def _unpacked(content: bytes, block: _Block) -> list[Piece]:
-    """The pieces of a block; none where it is not what was put away."""
-    found: list[Piece] = []
-    place, start = 0, block.start
-    while place + _HEAD.size <= len(content):
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _unpacked(content: bytes, start: int) -> Iterator[Piece]:
+    """The pieces of a block that is what was put away."""
+    place = 0
+    while place < len(content):
         kind, length = (int(value) for value in _HEAD.unpack_from(content, place))
         place += _HEAD.size
-        data = content[place : place + length]
-        if kind >= len(_STREAMS) or len(data) != length:
-            return []
-        found.append(Piece(start, _STREAMS[kind], data))
+        yield Piece(start, _STREAMS[kind], content[place : place + length])
         place += length
         start += length
-    return found if start == block.end and place == len(content) else []

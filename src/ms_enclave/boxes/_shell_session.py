@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.channel.process import Exit, Process
 
-__all__ = ["Session", "shell_argv"]
+__all__ = ["Output", "Session", "shell_argv"]
 
 _SETTLE = 1.0
 """Seconds that the marks may take after the status: a line may have sent the outputs elsewhere."""
@@ -55,7 +55,7 @@ def shell_argv(path: str) -> tuple[str, ...]:
     return (path, "-i")
 
 
-class _Output:
+class Output:
     """One output of the shell, cut at the marks."""
 
     def __init__(self, limit: int) -> None:
@@ -70,10 +70,10 @@ class _Output:
         """What came after the end of the line: it is shown with the next one."""
         self.ended = True
 
-    def begin(self, mark: bytes) -> None:
-        """A line is about to begin."""
+    def begin(self) -> None:
+        """A line is about to begin; its marks are to be added."""
         self.line, self.later = self.later, Capture(self._limit)
-        self.marks = {mark}
+        self.marks = set()
         self.ended = False
 
     def end(self) -> None:
@@ -128,7 +128,7 @@ class Session:
         self.exit: Exit | None = None
         self.lost: SandboxLostError | None = None
         self.ended = anyio.Event()
-        self.outputs = (_Output(limit), _Output(limit))
+        self.outputs = (Output(limit), Output(limit))
         self._is_bash = is_bash
         self._eval = "eval" if is_bash else "command eval"
         self._kill_foreground = kill_foreground
@@ -195,8 +195,7 @@ class Session:
         self._secrets.clear()
         self._status = None
         for output in self.outputs:
-            output.begin(b"")
-            output.marks.clear()
+            output.begin()
 
     def _ask(self) -> str:
         """What makes the shell say how its last command ended, and where its output does."""

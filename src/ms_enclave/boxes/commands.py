@@ -53,6 +53,7 @@ READ_LIMIT = 16 << 20
 """Bytes that one `read` gives at most."""
 
 _EVENT = 1 << 16
+_SLICE = 1 << 20
 _PUT_SECONDS = 10.0
 
 _END_OF_INPUT = b"\x04"
@@ -263,7 +264,8 @@ class Commands:
         began, started = datetime.now(timezone.utc), time.monotonic()
         job = replace(job, limits=replace(job.limits, timeout=timeout))
         name = inputs.new_sandbox_id()
-        log = OutputLog(_Shelf(self._files, f"{self._folder}/{name}"), job.limits.output)
+        keep = job.limits.output * 17 // 16  # with the book-keeping of what is not in tiny pieces
+        log = OutputLog(_Shelf(self._files, f"{self._folder}/{name}"), keep)
         running = _Running(name, await spawn(), job, log, tag, began, started)
         # Nothing is awaited from here on: it is either ours, or was never there.
         self._all[name] = running
@@ -439,7 +441,7 @@ class _Running:
         limit = self.job.limits.output
         tails: dict[Stream, Tail] = {name: Tail(limit) for name in ("stdout", "stderr", "pty")}
         after = 0
-        while pieces := await self.log.read(after, READ_LIMIT):
+        while pieces := await self.log.read(after, _SLICE):
             for piece in pieces:
                 tails[piece.stream].feed(piece.data)
                 after = piece.end

@@ -91,7 +91,8 @@ class ShellContract(SandboxSuite):
 
     async def test_what_it_prints_is_no_status(self, shell: Shell) -> None:
         """Neither on its outputs nor on the terminal that is behind them."""
-        result = await shell.run("echo 0; echo x 0 >/dev/tty; echo 00000000 0 >/dev/tty; (exit 9)")
+        lies = "echo 0; echo x 0 >/dev/tty; echo 00000000000000000000000000000000 0 >/dev/tty"
+        result = await shell.run(f"{lies}; sleep 1.5; (exit 9)")
         assert (result.stdout, result.exit_code) == ("0\n", 9)
 
     async def test_a_lines_output_beyond_the_limit_is_cut(self) -> None:
