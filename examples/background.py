@@ -42,9 +42,12 @@ async def terminal(sandbox: Sandbox) -> None:
     """A program that looks whether somebody is there: in a terminal it asks."""
     program = "import sys; print(sys.stdin.isatty()); print('hello', input('name? '))"
     command = await sandbox.start_command(["python3", "-c", program], pty=(24, 80))
-    await command.write("world\n")
-    result = await command.wait(timeout=20)
-    print(result.stdout.split()[0], result.stdout.split()[-1])
+    shown = ""
+    async for event in command.events():
+        shown += event.data.decode()
+        if shown.endswith("name? "):
+            await command.write("world\n")
+    print(shown.replace("\r", ""), end="")
 
 
 async def main() -> None:

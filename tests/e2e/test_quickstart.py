@@ -31,3 +31,19 @@ def test_the_example_of_ports_reaches_its_server() -> None:
     )
     assert done.stderr == ""
     assert done.stdout == ("<h1>first</h1>\n[(8000, '127.0.0.1')]\n<h1>second</h1>\n64 MiB\n")
+
+
+@pytest.mark.namespaces
+def test_the_example_of_commands_that_live_on_finds_its_server_again() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("background.py"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "Serving HTTP on 127.0.0.1 port 8000", "GET / HTTP/1.1", "server ended: True",
+        "hello from-project", "wall_timeout", "hello again", "True", "name? world", "hello world",
+    ]  # fmt: skip
