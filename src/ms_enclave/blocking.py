@@ -752,6 +752,7 @@ class Sandbox:
         name: str = "default",
         *,
         preload: Sequence[str] = (),
+        ipython: bool = True,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Kernel:
@@ -762,13 +763,17 @@ class Sandbox:
 
         Args:
             preload: modules that it has imported already, besides those of the config.
+            ipython: whether IPython runs the cells where the sandbox has it; without it a kernel
+                is quicker and smaller, and has no magics.
 
         Raises:
             CapabilityError: the sandbox has no kernels.
             ConfigError: an argument is none, or a module cannot be preloaded.
             SandboxStartError: the kernel does not start.
         """
-        return Kernel(call(self._target.kernel, name, preload=preload, cwd=cwd, env=env))
+        return Kernel(
+            call(self._target.kernel, name, preload=preload, ipython=ipython, cwd=cwd, env=env)
+        )
 
     def list_kernels(self) -> list[KernelInfo]:
         """The kernels that it has, the dead ones too."""

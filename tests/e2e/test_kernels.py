@@ -135,6 +135,29 @@ def test_ordinary_code_has_kernels_too() -> None:
         assert [info.name for info in box.list_kernels()] == ["default"]
 
 
+async def test_a_kernel_may_do_without_ipython_and_shows_figures_all_the_same() -> None:
+    async with sandbox() as box:
+        kernel = await box.kernel(ipython=False, preload=["matplotlib.pyplot"])
+        assert kernel.get_info().implementation == "python"
+        done = await kernel.run("'IPython' in __import__('sys').modules")
+        assert done.result == {"text/plain": "False"}
+        done = await kernel.run(
+            "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()\nprint('then')\n"
+            "fig, ax = plt.subplots()\ndisplay(fig, include=['image/svg+xml'])\nplt.close()\n"
+            "plt.plot([2]);"
+        )
+        assert [sorted(bundle) for bundle in done.displays] == [
+            ["image/png", "text/plain"],
+            ["image/png", "image/svg+xml", "text/plain"],
+            ["image/png", "text/plain"],
+        ]
+        assert done.displays[0]["image/png"].startswith("iVBORw0KGgo")
+        assert "<svg" in done.displays[1]["image/svg+xml"]
+        done = await kernel.run("import pandas as pd; pd.DataFrame({'a': [1, 2]})")
+        assert done.result is not None
+        assert "<table" in done.result["text/html"]
+
+
 # --- with IPython ---
 
 

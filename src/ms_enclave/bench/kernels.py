@@ -24,7 +24,9 @@ __all__ = [
     "CELL",
     "CELL_PLAIN",
     "FRESH",
+    "FRESH_PLAIN",
     "IDLE",
+    "IDLE_USED",
     "IPYKERNEL_CELL",
     "IPYKERNEL_START",
     "ONE_MORE",
@@ -35,8 +37,9 @@ __all__ = [
 ]
 
 CELL, CELL_PLAIN = "a cell, with IPython", "a cell, without IPython"
-FRESH = "a fresh kernel, to its first answer"
-IDLE = "idle kernel with numpy"
+FRESH_PLAIN = "a fresh kernel, to its first answer"
+FRESH = "the same with IPython"
+IDLE, IDLE_USED = "idle kernel with numpy", "the same after a cell"
 ONE_MORE, ONE_MORE_BASE = "one more kernel beside many", "one more kernel beside 10"
 IPYKERNEL_CELL, IPYKERNEL_START = "ipykernel, a cell", "ipykernel, start to answer"
 _CODE, _ANSWER = "1 + 1", "2"
@@ -46,8 +49,7 @@ _PRELOAD = ["numpy", "pandas"]
 async def cells(context: Context, into: Round) -> None:
     """`1 + 1` in a kernel that lives, from the call to the result."""
     async with LocalSandboxManager() as manager:
-        plain = await _kernel(manager, context.environment.python)
-        own = await _kernel(manager, sys.prefix)
+        plain, own = await _kernel(manager, ipython=False), await _kernel(manager)
         with _ipykernel() as other:
             for _ in range(5 * context.scale.samples):
                 into.add(CELL_PLAIN, await _time_cell(plain))
@@ -62,8 +64,10 @@ async def fresh(context: Context, into: Round) -> None:
     async with LocalSandboxManager() as manager:
         config = {"python": sys.prefix, "preload": _PRELOAD}
         async with manager.sandbox("process", config) as sandbox:
-            await sandbox.kernel()  # now the zygote is there
+            for ipython in (False, True):
+                await sandbox.kernel(f"first {ipython}", ipython=ipython)  # the zygote is there now
             for number in range(context.scale.samples):
+                into.add(FRESH_PLAIN, await _time_kernel(sandbox, f"p{number}", ipython=False))
                 into.add(FRESH, await _time_kernel(sandbox, f"k{number}"))
     for _ in range(max(1, context.scale.cold)):
         begun = time.perf_counter()
@@ -73,39 +77,46 @@ async def fresh(context: Context, into: Round) -> None:
 
 
 async def crowd(context: Context, into: Round) -> None:
-    """Many sandboxes with a kernel each that has numpy and has run a cell: the memory they take,
-    and the time of one more kernel, in a sandbox that is there."""
+    """Many sandboxes with a kernel each that has numpy: the memory they take, before and after
+    their first cell; and the time of one more kernel, in a sandbox that is there."""
     scale = context.scale
+    kernels: list[Kernel] = []
     async with LocalSandboxManager() as manager:
 
         async def make(count: int) -> None:
-            for _ in range(count):
-                kernel = await _kernel(manager, sys.prefix, "numpy")
-                await kernel.run(_CODE)
+            kernels.extend([await _kernel(manager, "numpy", ipython=False) for _ in range(count)])
 
         await make(10)
-        async with manager.sandbox("process", _numpy()) as sandbox:
+        async with manager.sandbox("process", _config("numpy")) as sandbox:
+            await sandbox.kernel(ipython=False)
             for number in range(scale.samples):
-                into.add(ONE_MORE_BASE, await _time_kernel(sandbox, f"k{number}"))
+                name = f"k{number}"
+                into.add(ONE_MORE_BASE, await _time_kernel(sandbox, name, ipython=False))
+            kernels.clear()
             before = await anyio.to_thread.run_sync(available)
             await make(scale.idle)
             taken = before - await anyio.to_thread.run_sync(available)
             into.add(IDLE, taken / scale.idle)
+            for kernel in kernels:
+                await kernel.run(_CODE)
+            taken = before - await anyio.to_thread.run_sync(available)
+            into.add(IDLE_USED, taken / scale.idle)
             await make(max(0, scale.alive - scale.idle - 10))
             for number in range(scale.samples):
-                into.add(ONE_MORE, await _time_kernel(sandbox, f"m{number}"))
+                name = f"m{number}"
+                into.add(ONE_MORE, await _time_kernel(sandbox, name, ipython=False))
 
 
-def _numpy() -> dict[str, Any]:
-    return {"python": sys.prefix, "preload": ["numpy"]}
+def _config(*preload: str) -> dict[str, Any]:
+    return {"python": sys.prefix, "preload": list(preload)}
 
 
-async def _kernel(manager: LocalSandboxManager, python: str, *preload: str) -> Kernel:
-    config = {"python": python, "preload": list(preload)}
-    sandbox = await manager.get_sandbox(await manager.create_sandbox("process", config))
+async def _kernel(manager: LocalSandboxManager, *preload: str, ipython: bool = True) -> Kernel:
+    name = await manager.create_sandbox("process", _config(*preload))
+    sandbox = await manager.get_sandbox(name)
     if sandbox is None:
         raise RuntimeError("a sandbox ended by itself")
-    return await sandbox.kernel()
+    return await sandbox.kernel(ipython=ipython)
 
 
 async def _time_cell(kernel: Kernel) -> float:
@@ -118,9 +129,9 @@ async def _time_cell(kernel: Kernel) -> float:
     return taken * 1000
 
 
-async def _time_kernel(sandbox: Sandbox, name: str) -> float:
+async def _time_kernel(sandbox: Sandbox, name: str, *, ipython: bool = True) -> float:
     begun = time.perf_counter()
-    kernel = await sandbox.kernel(name)
+    kernel = await sandbox.kernel(name, ipython=ipython)
     await _time_cell(kernel)
     taken = time.perf_counter() - begun
     await kernel.delete()

@@ -121,7 +121,7 @@ ROWS = (
     ),
     Row(
         "kernel",
-        (Figure(kernels.FRESH, promises=(Promise(5),)),),
+        (Figure(kernels.FRESH_PLAIN, promises=(Promise(5),)), Figure(kernels.FRESH)),
         kernels.fresh,
         (kernels.IPYKERNEL_START,),
         needs=("numpy", "pandas", "IPython"),
@@ -130,6 +130,7 @@ ROWS = (
         "kernels",
         (
             Figure(kernels.IDLE, "MiB", promises=(Promise(2),)),
+            Figure(kernels.IDLE_USED, "MiB"),
             Figure(kernels.ONE_MORE, promises=(Promise(1.4, kernels.ONE_MORE_BASE),)),
         ),
         kernels.crowd,

@@ -47,6 +47,7 @@ class KernelMethods(Life):
         name: str = "default",
         *,
         preload: Sequence[str] = (),
+        ipython: bool = True,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Kernel:
@@ -57,6 +58,8 @@ class KernelMethods(Life):
 
         Args:
             preload: modules that it has imported already, besides those of the config.
+            ipython: whether IPython runs the cells where the sandbox has it; without it a kernel
+                is quicker and smaller, and has no magics.
 
         Raises:
             CapabilityError: the sandbox has no kernels.
@@ -72,7 +75,7 @@ class KernelMethods(Life):
             from ms_enclave.channel.process import KernelRequest  # only kernels need these
 
             request = KernelRequest(
-                preload=modules, cwd=folder, env=environment, seed=self.config.seed
+                preload=modules, ipython=ipython, cwd=folder, env=environment, seed=self.config.seed
             )
             return await self._find_kernels().get(name, request)
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ms_enclave.spawner.client import StationClient, StationProcess
     from ms_enclave.spawner.pipes import PipeReader
 
-__all__ = ["MODULE", "StationKernel", "prepare"]
+__all__ = ["StationKernel", "prepare"]
 
-MODULE = "guest.kernel"
+_MODULE, _LIGHT = "guest.kernel", "guest.kernel_light"
 """What a zygote imports so that its copies are kernels at once. First, as it has what is imported
 after it show its figures."""
 
@@ -36,25 +36,29 @@ _prepared = weakref.WeakKeyDictionary()
 
 async def prepare(
     station: StationClient,
-    modules: list[str],
+    named: list[str],
+    ipython: bool,
     ask: Callable[[StationClient, list[str]], Awaitable[None]],
-) -> None:
-    """Have modules imported in a zygote, the first time that they are wanted of a station.
+) -> list[str]:
+    """Have modules imported in a zygote, the first time that they are wanted of a station; gives
+    all that it has.
 
     Raises:
         ConfigError: one of them cannot be imported there. Where nobody named any, a kernel that
             starts from nothing is only slower.
     """
     known = _prepared.setdefault(station, set())
+    modules = [*([] if ipython else [_LIGHT]), _MODULE, *named]
     key = tuple(modules)
     if key in known:
-        return
+        return modules
     try:
         await ask(station, modules)
     except ConfigError:
-        if len(modules) > 1:
+        if named:
             raise
     known.add(key)
+    return modules
 
 
 class StationKernel(KernelProcess):

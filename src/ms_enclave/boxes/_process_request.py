@@ -140,7 +140,7 @@ def kernel_document(request: KernelRequest, preload: list[str]) -> dict[str, Any
     """What a process reads from its channel in order to be a kernel."""
     return {
         "op": "kernel", "cwd": request.cwd, "env": dict(request.env), "preload": preload,
-        "seed": request.seed,
+        "seed": request.seed, "ipython": request.ipython,
     }  # fmt: skip
 
 

@@ -372,8 +372,7 @@ class ProcessSandbox(Sandbox):
 
         station, config = self._station, self._settings_of_process
         named = [*dict.fromkeys((*(config.preload or ()), *request.preload))]
-        modules = [kernels.MODULE, *named]
-        await kernels.prepare(station, modules, _prepare)
+        modules = await kernels.prepare(station, named, request.ipython, _prepare)
         request = replace(request, cwd=self._place.real(request.cwd))
         fields = requests.station_fields(
             request.limits or self._limits, self._who(None), station.facts

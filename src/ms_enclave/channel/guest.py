@@ -237,7 +237,11 @@ class GuestConnection(GuestPorts, GuestWatch):
         """Start a kernel: a fork of the guest itself. Cancelled, it is killed."""
         body: dict[str, Any] = {
             "argv": [],
-            "kernel": {"preload": list(request.preload), "seed": request.seed},
+            "kernel": {
+                "preload": list(request.preload),
+                "seed": request.seed,
+                "ipython": request.ipython,
+            },
             "cwd": request.cwd,
             "env": dict(request.env),
             "stdin": True,

@@ -164,6 +164,9 @@ class KernelRequest:
     preload: tuple[str, ...] = ()
     """Modules that it has imported before its first cell."""
 
+    ipython: bool = True
+    """Whether IPython runs the cells, where it is installed."""
+
     cwd: str = "/sandbox"
     env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
     """The whole environment of the kernel; nothing is inherited."""

@@ -227,6 +227,8 @@ def be_kernel(request: "Request", source: int, target: int) -> None:
     _take_environment(request["env"])
     if _kernel is None:  # else all of this was done before the copy
         _become_ordinary()
+        if not request["ipython"]:
+            __import__(_PACKAGE + ".kernel_light")
         __import__(_PACKAGE + ".kernel")
         _find_kernel()
         _keep_nothing_of_ours()

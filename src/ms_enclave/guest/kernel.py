@@ -11,6 +11,7 @@ and C code write to, are pipes to the host. Message types and contents are Jupyt
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import collections
 import faulthandler
@@ -24,12 +25,12 @@ import time
 from . import kernel_displays as displays
 from . import kernel_plain, protocol
 
-try:
-    from . import kernel_ipython
-except ImportError:  # none here, or one too old for us: a shell of our own does
-    kernel_ipython = None  # type: ignore[assignment]
-
-import _thread
+kernel_ipython: Any = None
+if "%s.kernel_light" % __package__ not in sys.modules:
+    try:
+        from . import kernel_ipython
+    except ImportError:  # none here, or one too old for us: a shell of our own does
+        kernel_ipython = None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

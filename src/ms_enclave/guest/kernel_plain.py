@@ -127,7 +127,7 @@ class PlainShell(Shell):
         self._module.__dict__["__builtins__"] = builtins
         # For what is preloaded after this.
         os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
-        sys.modules[_FIGURES] = _Figures()
+        sys.meta_path.append(_figures)  # type: ignore[arg-type]
 
     def connect(self, link: Link) -> None:
         super().connect(link)
@@ -149,7 +149,7 @@ class PlainShell(Shell):
             setattr(builtins, name, getattr(shown, name))
         sys.argv[:] = [""]
         os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
-        sys.modules[_FIGURES].shown = shown  # type: ignore[attr-defined]
+        _figures.shown = shown
 
     def count(self) -> int:
         return self._count
@@ -319,26 +319,35 @@ def _is_hushed(source: str) -> bool:
 _FIGURES = "enclave_figures"
 
 
-class _Figures(types.ModuleType):
-    """A backend for matplotlib: figures are drawn in memory and shown as displays."""
+class _Figures:
+    """Makes a backend of matplotlib's when it is wanted: figures are drawn in memory and shown as
+    displays. As a finder of modules, so that nothing of matplotlib is imported before."""
 
     shown: displays.Displays | None = None
 
-    def __init__(self) -> None:
-        super().__init__(_FIGURES)
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        del path, target
+        if name != _FIGURES:
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, self)  # type: ignore[arg-type]
+
+    def create_module(self, _spec: object) -> None:
+        """An ordinary one."""
+
+    def exec_module(self, module: Any) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        module.FigureCanvas = FigureCanvasAgg
+        module.show = self.show
 
     def show(self, *_args: object, **_options: object) -> None:
         if self.shown is not None:
             show_figures(self.shown)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "FigureCanvas":
-            from matplotlib.backends.backend_agg import (  # type: ignore[import-not-found]
-                FigureCanvasAgg,
-            )
 
-            return FigureCanvasAgg
-        raise AttributeError(name)
+_figures = _Figures()
 
 
 def show_figures(shown: displays.Displays) -> None:

@@ -1,0 +1,1 @@
+"""Imported before `kernel` where that is to do without IPython."""
