@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ms_enclave.testing import (
     BackgroundContract,
     CodeContract,
@@ -25,6 +27,10 @@ from tests.contract.boxes import (
     Subprocess,
     needs_process,
 )
+from tests.security.boxes import PlainShellSandbox
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes import Sandbox
 
 
 class ProgramsContract(
@@ -64,6 +70,15 @@ class TestProcessLife(Process, SandboxLifeContract):
 @needs_process
 class TestCold(Cold, ProgramsContract):
     pass
+
+
+@needs_process
+class TestPlainShell(Process, ShellContract):
+    """Where there is no bash, but a plain `sh`."""
+
+    @classmethod
+    def create(cls, **config: Any) -> Sandbox:
+        return PlainShellSandbox({**cls.config, **config})
 
 
 @needs_process

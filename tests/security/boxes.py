@@ -17,6 +17,7 @@ __all__ = [
     "NoGroupsLandlockSandbox",
     "NoGroupsSandbox",
     "NoLayersSandbox",
+    "PlainShellSandbox",
     "UnfilteredSandbox",
     "find_processes",
     "members_of",
@@ -65,6 +66,13 @@ class NoGroupsSandbox(ProcessSandbox):
 
     def _station_plan(self) -> dict[str, Any]:
         return {**super()._station_plan(), "groups": False}
+
+
+class PlainShellSandbox(ProcessSandbox):
+    """With a plain `sh` for a shell, as an image without bash."""
+
+    async def _find_shell(self) -> str:
+        return "/bin/sh"
 
 
 class NoLayersSandbox(ProcessSandbox):

@@ -35,7 +35,7 @@ _TRIES = 3
 _PATIENCE = 0.5
 """Seconds that what was interrupted, or killed, has to end before more is done."""
 
-_STALE = 8
+_STALE = 4
 _MOST_TERMINAL = 4096
 _BEGIN = "PS1= PS2=\nexec 8>&1 9>&2\n"
 _BEGIN_BASH = "PROMPT_COMMAND=\nunset HISTFILE\nset +o history +H\n"
@@ -61,27 +61,25 @@ class Output:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._rest = b""
-        self.marks: set[bytes] = set()
-        """Those that end the current line."""
-        self.stale: list[bytes] = []
-        """Those of lines that have ended already."""
+        self._mark = b""
+        self._stale: list[bytes] = []
+        """Those of lines that have ended: a shell that was interrupted may be asked twice."""
         self.line = Capture(limit)
         self.later = Capture(limit)
         """What came after the end of the line: it is shown with the next one."""
         self.ended = True
 
-    def begin(self) -> None:
-        """A line is about to begin; its marks are to be added."""
+    def begin(self, mark: bytes) -> None:
+        """A line is about to begin, at whose end the mark comes."""
         self.line, self.later = self.later, Capture(self._limit)
-        self.marks = set()
+        self._mark = mark
         self.ended = False
 
     def end(self) -> None:
         """The line is over, whether its mark has come or not."""
         self._take(self._rest)
         self._rest = b""
-        self.stale = [*self.stale, *self.marks][-_STALE:]
-        self.marks = set()
+        self._stale = [*self._stale, self._mark][-_STALE:]
         self.ended = True
 
     def forget(self) -> None:
@@ -91,21 +89,17 @@ class Output:
     def feed(self, data: bytes) -> None:
         """Take what came next."""
         self._rest += data
+        marks = {self._mark, *self._stale} - {b""}
         while True:
-            known = [*self.marks, *self.stale]
-            found = [(place, mark) for mark in known if (place := self._rest.find(mark)) >= 0]
+            found = [(place, mark) for mark in marks if (place := self._rest.find(mark)) >= 0]
             if not found:
                 break
             place, mark = min(found)
             self._take(self._rest[:place])
             self._rest = self._rest[place + len(mark) :]
-            if mark in self.marks:
-                self.marks.discard(mark)
+            if mark == self._mark:
                 self.ended = True
-            else:
-                self.stale.remove(mark)
-        keep = max((len(mark) - 1 for mark in known), default=0)
-        cut = max(0, len(self._rest) - keep)
+        cut = max(0, len(self._rest) - max((len(mark) - 1 for mark in marks), default=0))
         self._take(self._rest[:cut])
         self._rest = self._rest[cut:]
 
@@ -132,7 +126,7 @@ class Session:
         self._is_bash = is_bash
         self._eval = "eval" if is_bash else "command eval"
         self._kill_foreground = kill_foreground
-        self._secrets: set[bytes] = set()
+        self._secret = ""
         self._status: int | None = None
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -144,7 +138,7 @@ class Session:
     async def begin(self) -> None:
         """Make a shell that has just started ready for its first line."""
         self._expect()
-        await self._send((_BEGIN_BASH if self._is_bash else "") + _BEGIN, self._ask())
+        await self._send((_BEGIN_BASH if self._is_bash else "") + _BEGIN + self._question())
         await self._wait()
         for output in self.outputs:
             output.end()
@@ -159,7 +153,7 @@ class Session:
         quoted = line.replace("'", "'\\''")
         # Apart from the shell, nobody has the descriptors that the marks are written to.
         # `command`: else some shells drop what follows a line that is no syntax.
-        await self._send(f"{self._eval} '{quoted}' </dev/null 8>&- 9>&-\n", self._ask())
+        await self._send(f"{self._eval} '{quoted}' </dev/null 8>&- 9>&-\n{self._question()}")
         await self._wait()
         return self._status
 
@@ -175,8 +169,6 @@ class Session:
         foreground, else with the shell. Nothing happens where it has ended."""
         for _ in range(_TRIES):
             await self.interrupt()
-            # Some shells have lost what they were to read next.
-            await self._send("", self._ask())
             if await self._is_over(_PATIENCE):
                 return
             await self._try_to_kill_foreground()
@@ -190,32 +182,30 @@ class Session:
         terminal = self.process.terminal
         if terminal is not None and not self.ended.is_set():
             await terminal.interrupt()
+            await self._send(self._question())  # some shells have lost what they were to read next
 
     def _expect(self) -> None:
-        self._secrets.clear()
+        self._secret = secrets.token_hex(16)
         self._status = None
         for output in self.outputs:
-            output.begin()
+            output.begin(self._secret.encode())
 
-    def _ask(self) -> str:
+    def _question(self) -> str:
         """What makes the shell say how its last command ended, and where its output does."""
-        secret = secrets.token_hex(16)
-        self._secrets.add(secret.encode())
-        for output in self.outputs:
-            output.marks.add(secret.encode())
         # Without anything that a shell may not recognise after a line that was no syntax.
+        secret = self._secret
         return (
             f"command printf '\\n%s %d\\n' {secret} \"$?\" >/dev/tty 2>/dev/null;"
             f" command printf %s {secret} >&8 2>/dev/null;"
             f" command printf %s {secret} >&9 2>/dev/null\n"
         )
 
-    async def _send(self, first: str, then: str) -> None:
+    async def _send(self, text: str) -> None:
         stream = self.process.stdin
         if stream is None:
             return
         try:
-            await stream.send((first + then).encode("utf-8", "surrogateescape"))
+            await stream.send(text.encode("utf-8", "surrogateescape"))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, SandboxLostError):
             return  # it has ended, which is told elsewhere
 
@@ -304,7 +294,8 @@ class Session:
         self._told = rest[-_MOST_TERMINAL:]
         for line in lines:
             words = line.split()
-            if len(words) == 2 and words[0] in self._secrets and words[1].isdigit():
+            is_answer = len(words) == 2 and words[0] == self._secret.encode()
+            if is_answer and words[1].isdigit() and self._status is None:
                 self._status = min(int(words[1]), 255)
 
     def _tell(self) -> None:

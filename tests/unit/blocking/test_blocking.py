@@ -213,6 +213,26 @@ with socket.create_server(("127.0.0.1", 0)) as listening:
 """
 
 
+def test_commands_and_shells_are_used_without_async() -> None:
+    install()
+    with blocking.SandboxFactory.create_sandbox("subprocess") as box:
+        command = box.start_command(["cat"], stdin=True, tag="echo")
+        command.write("one\n")
+        events = command.events()
+        assert next(events).data == b"one\n"
+        found = box.get_command(command.id)
+        assert isinstance(found, blocking.Command)
+        found.close_stdin()
+        assert list(events) == []
+        assert (found.wait(10).stdout, found.returncode, found.tag) == ("one\n", 0, "echo")
+        assert [info.id for info in box.list_commands()] == [command.id]
+        shell = box.shell("main")
+        shell.run("cd /; X=1")
+        assert shell.run("pwd; echo $X").stdout == "/\n1\n"
+        assert shell.name == "main"
+        shell.close()
+
+
 def test_a_port_is_used_without_async() -> None:
     install()
     with blocking.SandboxFactory.create_sandbox("subprocess") as box:

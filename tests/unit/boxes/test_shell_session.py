@@ -9,10 +9,9 @@ from ms_enclave.boxes._shell_session import Output, shell_argv
 MARK, OTHER = b"0123456789abcdef", b"fedcba9876543210"
 
 
-def fed(data: bytes, sizes: list[int], *marks: bytes) -> Output:
+def fed(data: bytes, sizes: list[int], mark: bytes) -> Output:
     output = Output(1000)
-    output.begin()
-    output.marks.update(marks)
+    output.begin(mark)
     while data:
         size = sizes.pop(0) if sizes else len(data)
         output.feed(data[:size])
@@ -41,21 +40,18 @@ def test_a_piece_of_a_mark_is_output() -> None:
 def test_what_came_after_a_line_is_shown_with_the_next() -> None:
     output = fed(b"one" + MARK + b"late", [], MARK)
     output.end()
-    output.begin()
-    output.marks.add(OTHER)
+    output.begin(OTHER)
     output.feed(b"two" + OTHER)
     output.end()
     assert output.line.text() == ("latetwo", 0)
 
 
-def test_a_mark_that_comes_too_late_is_not_shown() -> None:
-    """As after an interrupt, when a shell was asked twice."""
-    output = fed(b"one" + MARK, [], MARK, OTHER)
+def test_a_mark_that_comes_again_is_not_shown() -> None:
+    """As after an interrupt, when a shell was asked more than once."""
+    output = fed(b"one" + MARK + MARK, [], MARK)
     output.end()
-    output.begin()
-    third = b"t" * 16
-    output.marks.add(third)
-    output.feed(b"x" + OTHER + b"two" + third)
+    output.begin(OTHER)
+    output.feed(b"x" + MARK + b"two" + MARK + OTHER)
     assert output.ended
     output.end()
     assert output.line.text() == ("xtwo", 0)
