@@ -89,10 +89,10 @@ def test_sandboxes_outlive_an_ordinary_users_manager_and_nothing_else_does(home:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_every_limit_holds_for_an_ordinary_user(home: Path) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *LIMITS]
-    done = as_somebody(home, [*words, "-k", "ProcessSandbox"], 180)
+    done = as_somebody(home, [*words, "-k", "not NoGroups and not Cold"], 280)
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     summary = done.stdout.strip().splitlines()[-1]
-    assert int(summary.split(" passed")[0].split()[-1]) > 30, summary
+    assert int(summary.split(" passed")[0].split()[-1]) > 50, summary

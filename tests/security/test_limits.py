@@ -16,7 +16,12 @@ import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
 from ms_enclave.model import Limits
-from tests.security.boxes import ColdSandbox, NoGroupsSandbox
+from tests.security.boxes import (
+    ColdSandbox,
+    LandlockSandbox,
+    NoGroupsLandlockSandbox,
+    NoGroupsSandbox,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
 
@@ -136,10 +141,34 @@ else:
     "disk": Row(
         "disk_limit", "4m", "64m", "disk_limit",
         "for n in range(8):\n    open(f'part{n}', 'wb').write(bytes(2 << 20))\nprint('done')",
+        (), (("disk_limit", "on"),),
+    ),
+    "disk that is looked at": Row(
+        "disk_limit", "4m", "64m", "disk_limit",
+        """
+import time
+for n in range(8):
+    open(f'part{n}', 'wb').write(bytes(2 << 20))
+time.sleep(1.5)  # at most a second passes between two looks
+print('done')
+""",
+        (), (("disk_limit", "off"),),
     ),
     "files": Row(
         "disk_limit", "8m", "64m", "disk_limit",
         "for n in range(2000):\n    open(f'file{n}', 'wb').close()\nprint('done')",
+        (), (("disk_limit", "on"),),
+    ),
+    "files that are looked at": Row(
+        "disk_limit", "8m", "64m", "disk_limit",
+        """
+import time
+for n in range(2000):
+    open(f'file{n}', 'wb').close()
+time.sleep(1.5)
+print('done')
+""",
+        (), (("disk_limit", "off"),),
     ),
     "output": Row(
         "output_limit", 10_000, 1_000_000, "output_limit",
@@ -148,8 +177,8 @@ else:
     ),
 }  # fmt: skip
 
-KINDS = [ProcessSandbox, ColdSandbox, NoGroupsSandbox]
-"""With what control groups the machine has, once without ptrace; and without any."""
+KINDS = [ProcessSandbox, ColdSandbox, NoGroupsSandbox, LandlockSandbox, NoGroupsLandlockSandbox]
+"""With what control groups the machine has, once without ptrace; and without any. Of both tiers."""
 
 
 def need_guards(row: Row, box: ProcessSandbox) -> None:
