@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ms_enclave.testing import KernelContract
 from tests.contract.boxes import Cold, Landlock, Process, Subprocess, needs_process
-from tests.support.interpreters import bare_python
+from tests.support.interpreters import bare_python, installed_shell
 
 
 class TestSubprocess(Subprocess, KernelContract):
@@ -23,6 +23,14 @@ class TestProcess(Process, KernelContract):
 class TestIPython(Process, KernelContract):
     config: ClassVar[dict[str, Any]] = {"python": sys.prefix}
     implementation = "ipython"
+
+
+@needs_process
+class TestInstalledIPython(Process, KernelContract):
+    """Whatever IPython the interpreter has that the virtual environment was made from."""
+
+    config: ClassVar[dict[str, Any]] = {"python": f"{sys.base_prefix}/bin/python3"}
+    implementation = installed_shell(f"{sys.base_prefix}/bin/python3")
 
 
 @needs_process

@@ -13,7 +13,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-__all__ = ["NEWEST", "OLDEST", "VERSIONS", "bare_python", "find_python"]
+__all__ = ["NEWEST", "OLDEST", "VERSIONS", "bare_python", "find_python", "installed_shell"]
 
 OLDEST, NEWEST = (3, 8), (3, 14)
 VERSIONS = [(3, minor) for minor in range(OLDEST[1], NEWEST[1] + 1)]
@@ -44,12 +44,23 @@ def bare_python() -> str:
     To be called when a test module is loaded: what it makes is then no test's leftover.
     """
     for python in (f"{sys.base_prefix}/bin/python3", "/usr/bin/python3"):
-        question = "import sys, importlib.util as u; sys.exit(u.find_spec('IPython') is not None)"
-        good = [python, "-I", "-c", f"assert __import__('sys').version_info >= (3, 8); {question}"]
-        if os.access(python, os.X_OK) and not subprocess.run(good, check=False).returncode:
+        if installed_shell(python) == "python":
             return python
     folder = tempfile.mkdtemp(prefix="bare-python-")
     os.chmod(folder, 0o755)
     atexit.register(shutil.rmtree, folder, True)
     venv.create(folder, with_pip=False)
     return folder
+
+
+@functools.cache
+def installed_shell(python: str) -> str:
+    """What runs the cells of a kernel of that Python: `ipython` or `python`; or nothing can."""
+    question = "import sys, importlib.util as u; print(u.find_spec('IPython') is not None)"
+    old = "assert __import__('sys').version_info >= (3, 8)"
+    if not os.access(python, os.X_OK):
+        return "none"
+    done = subprocess.run(
+        [python, "-I", "-c", f"{old}; {question}"], capture_output=True, text=True, check=False
+    )
+    return {"True": "ipython", "False": "python"}.get(done.stdout.strip(), "none")

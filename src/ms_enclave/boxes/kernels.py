@@ -91,6 +91,7 @@ class Kernel:
         self._session: _Session | None = None
         self._deleted = False
         self._turn = asyncio.Lock()
+        self._restarted: asyncio.Event | None = None
         self._count = 0
         self._forget: Callable[[], object] = lambda: None
 
@@ -202,7 +203,7 @@ class Kernel:
     async def _run(self, code: str, timeout: float | None) -> Execution:
         body = _execute_body(code, allow_input=False)
         async with self._home.using(), self._turn:
-            session = self._living()
+            session = await self._living()
             cell = self._new_cell(session, code, timeout, streamed=False)
             await session.begin(cell, body)
             try:
@@ -222,7 +223,7 @@ class Kernel:
             await self._turn.acquire()
         watcher: asyncio.Task[None] | None = None
         try:
-            session = self._living()
+            session = await self._living()
             cell = self._new_cell(session, code, timeout, streamed=True)
             await session.begin(cell, body)
             watcher = asyncio.ensure_future(session.see_to_its_end(cell))
@@ -257,7 +258,9 @@ class Kernel:
         if cell.ended.is_set():
             self._count += 1
 
-    def _living(self) -> _Session:
+    async def _living(self) -> _Session:
+        if self._restarted is not None:
+            await self._restarted.wait()  # who asked for a cell before that gets it after
         session = self._session
         if session is None:
             raise SandboxStateError(f"Kernel {self.name} was deleted")
@@ -275,7 +278,7 @@ class Kernel:
         Waits for its turn behind cells. What it gives is the kernel's word.
         """
         async with self._home.using(), self._turn:
-            session = self._living()
+            session = await self._living()
             cell = self._new_cell(session, "", None, streamed=False)
             await session.begin(cell, {"op": operation, **body})
             try:
@@ -302,9 +305,17 @@ class Kernel:
         async with self._home.using():
             if self._session is None:
                 raise SandboxStateError(f"Kernel {self.name} was deleted")
-            await self._session.end(Verdict.CANCELLED, "it was restarted")
-            self._count = 0
-            self._session = await _start(self._home, self._request)
+            if self._restarted is not None:
+                await self._restarted.wait()
+                return
+            self._restarted = asyncio.Event()
+            try:
+                await self._session.end(Verdict.CANCELLED, "it was restarted")
+                self._count = 0
+                self._session = await _start(self._home, self._request)
+            finally:
+                self._restarted.set()
+                self._restarted = None
 
     @on_loop
     async def delete(self) -> None:

@@ -245,6 +245,27 @@ class KernelContract(SandboxSuite):
         assert scope.cancelled_caught
         assert (await kernel.run("x")).result == {"text/plain": "1"}
 
+    async def test_a_timeout_ends_an_await_too(self, kernel: Kernel) -> None:
+        done = await kernel.run("import asyncio\nx = 1\nawait asyncio.sleep(60)", timeout=0.3)
+        assert done.verdict is Verdict.WALL_TIMEOUT
+        assert (await kernel.run("await asyncio.sleep(0)\nx")).result == {"text/plain": "1"}
+
+    async def test_cells_that_wait_run_after_a_restart(self, kernel: Kernel) -> None:
+        outcomes: list[Execution] = []
+
+        async def run(code: str) -> None:
+            outcomes.append(await kernel.run(code))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run, "x = 1\nwhile True: pass")
+            while kernel.status != "busy":
+                await anyio.sleep(0.005)
+            group.start_soon(run, "'x' in globals()")
+            await anyio.sleep(0.05)
+            await kernel.restart()
+        assert outcomes[0].verdict is Verdict.CANCELLED
+        assert outcomes[1].result == {"text/plain": "False"}
+
     async def test_cells_wait_for_each_other(self, kernel: Kernel) -> None:
         await kernel.run("seen = []")
         async with anyio.create_task_group() as group:
