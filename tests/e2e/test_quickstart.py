@@ -47,3 +47,19 @@ def test_the_example_of_commands_that_live_on_finds_its_server_again() -> None:
         "Serving HTTP on 127.0.0.1 port 8000", "GET / HTTP/1.1", "server ended: True",
         "hello from-project", "wall_timeout", "hello again", "True", "name? world", "hello world",
     ]  # fmt: skip
+
+
+@pytest.mark.namespaces
+def test_the_example_of_a_kernel_remembers_and_dies_as_it_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("kernel.py"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "30", "5 rows as ['text/html', 'text/plain']", "0", "1", "'Ann'", "wall_timeout", "5",
+        "dead signal", "False",
+    ]  # fmt: skip

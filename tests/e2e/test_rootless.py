@@ -19,11 +19,11 @@ from tests.support.somebody import SOMEBODY, as_somebody
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUITES = ("tests/security", "tests/contract/test_sandbox.py")
+SUITES = ("tests/security", "tests/contract/test_sandbox.py", "tests/contract/test_kernels.py")
 LIMITS = ("tests/security/test_limits.py", "tests/security/test_usage.py")
 LIVES = ("tests/e2e/test_keep.py", "tests/e2e/test_soak.py")
 CHOSEN = (
-    "TestNoGroups or (TestProcess and users)"
+    "TestNoGroups or (TestProcess and (users or test_kernels))"
     " or (security and not NoGroupsSandbox and not test_landlock)"
 )
 """There are no groups here anyway; of the contract of files, whose rights count is what differs.
