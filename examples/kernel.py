@@ -11,6 +11,7 @@ class Table:
 
 
 def main() -> None:
+    """Run a few cells."""
     with LocalSandboxManager() as manager, manager.sandbox("process") as sandbox:
         kernel = sandbox.kernel()
 
