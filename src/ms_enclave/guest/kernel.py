@@ -47,6 +47,8 @@ _READ = 1 << 18
 _PIECE = protocol.MAX_PAYLOAD
 _HELD = 8192
 """Characters of an unfinished line that a stream holds back."""
+_MOST_OF_ERROR, _MOST_LINES = 1 << 18, 1000
+"""Characters and entries of a traceback that are sent."""
 _SHOWN_AFTER = 0.05
 """Seconds after which an unfinished line is sent with what comes next."""
 
@@ -125,7 +127,7 @@ def _answer(link: Link, number: int, body: dict[str, Any]) -> None:
     answer = _execute(link, body) if operation == "execute" else _ask(operation, body)
     if link.detached:
         os._exit(0)  # a fork of the kernel has come to the end of the cell: it is nobody's kernel
-    link.send_json(protocol.RESULT, answer)
+    link.send_json(protocol.RESULT, _clipped(answer))
 
 
 def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +251,8 @@ class Link:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, Stream):
                 stream.flush()
+        if kind == "error":
+            content = _clipped(content)
         self.send_json(protocol.EVENT, {"type": kind, "content": content})
 
     def send_json(self, kind: int, body: dict[str, Any]) -> None:
@@ -321,6 +325,18 @@ class Link:
                 return payload.decode("utf-8", "replace")
             if kind == protocol.END and number == self.call:
                 raise EOFError("nobody answers")
+
+
+def _clipped(body: dict[str, Any]) -> dict[str, Any]:
+    """A body with no more of an error than somebody could read: the host takes no more either."""
+    if "traceback" not in body:
+        return body
+    lines: list[str] = []
+    room = _MOST_OF_ERROR
+    for line in body["traceback"]:
+        lines.append(line[:room])
+        room = max(0, room - len(line))
+    return dict(body, traceback=lines[:_MOST_LINES], evalue=body["evalue"][:_MOST_OF_ERROR])
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

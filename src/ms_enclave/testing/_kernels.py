@@ -412,6 +412,25 @@ class KernelContract(SandboxSuite):
         assert "protocol" in kernel.death_reason
         assert (await box.run_code("print(1)")).stdout == "1\n"
 
+    async def test_an_error_of_any_length_is_told(self, kernel: Kernel) -> None:
+        done = await kernel.run("raise ValueError('x' * (20 << 20))")
+        assert done.error is not None
+        assert done.error.name == "ValueError"
+        assert 1000 < len(done.error.value) < 1 << 20
+
+    @pytest.mark.parametrize("code", ["x = '\0'", "x = '\ud800'", "\\", "'" * 3, "(" * 300])
+    async def test_code_that_is_none_is_an_error_of_the_cell(
+        self, kernel: Kernel, code: str
+    ) -> None:
+        assert (await kernel.run(code)).verdict is Verdict.ERROR
+        assert (await kernel.run("1 + 1")).result == {"text/plain": "2"}
+
+    async def test_code_that_is_too_long_or_no_text_is_refused(self, kernel: Kernel) -> None:
+        for code in ("#" * (9 << 20), b"1"):
+            with pytest.raises(ConfigError):
+                await kernel.run(code)  # pyright: ignore[reportArgumentType]
+        assert (await kernel.run("#" * (4 << 20) + "\n3")).result == {"text/plain": "3"}
+
     async def test_forged_answers_for_other_cells_change_nothing(self, kernel: Kernel) -> None:
         forged = b"".join(
             b"mE\x03\x00" + number.to_bytes(4, "big") + b"\x00\x00\x00\x0f" + b'{"status":"ok"}'
