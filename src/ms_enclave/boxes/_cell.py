@@ -7,6 +7,7 @@ death) only its driver can say.
 from __future__ import annotations
 
 import codecs
+import io
 import time
 from collections import deque
 from datetime import datetime, timezone
@@ -31,7 +32,9 @@ MOST_DISPLAYS = 1000
 _MOST_WAITING = 2 * MOST_DISPLAYS
 """Events that may wait for whoever reads them."""
 
-_DISPLAYS = ("display_data", "update_display_data", "execute_result")
+_JOINED = 1 << 13
+"""Characters of one stream that are joined in one event, while nobody takes it."""
+
 _FALLBACK = {
     ExecutionStatus.TIMEOUT: "TimeoutError",
     ExecutionStatus.CANCELLED: "CancelledError",
@@ -73,6 +76,7 @@ class Cell:
         self._isolation = isolation
         self._streamed = streamed
         self._waiting = 0
+        self._beyond = {name: io.StringIO() for name in ("stdout", "stderr")}
         self._captures = {name: Capture(limits.output) for name in ("stdout", "stderr")}
         self._decoders = {
             name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._captures
@@ -97,11 +101,26 @@ class Cell:
         kept = self._captures[stream].feed(data)
         if self._streamed and kept:
             text = self._decoders[stream].decode(kept)
-            last = self.events[-1] if self.events else None
-            if last is not None and last.type == "stream" and last.content["name"] == stream:
-                last.content["text"] += text
-            elif text:
-                self._tell("stream", {"name": stream, "text": text})
+            self._tell_output(stream, text)
+
+    def _tell_output(self, stream: str, text: str) -> None:
+        last = self.events[-1] if self.events else None
+        if self._is_crowded:
+            self._beyond[stream].write(text)
+        elif (
+            last is not None
+            and last.type == "stream"
+            and last.content["name"] == stream
+            and len(last.content["text"]) < _JOINED  # each time, all that is there is copied
+        ):
+            last.content["text"] += text
+        elif text:
+            self._tell("stream", {"name": stream, "text": text})
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether so much waits to be taken that no more events are made."""
+        return len(self.events) >= _MOST_WAITING or self._waiting > self.limits.output
 
     @property
     def exceeded(self) -> bool:
@@ -171,7 +190,7 @@ class Cell:
         """Change what was displayed in this cell; what others did is their readers' affair."""
         rows = [row for row in self._displays if row[0] == label] if label else []
         more = sum(size - row[2] for row in rows)
-        if self._held + max(more, size) > self.limits.output:
+        if max(self._held + more, size) > self.limits.output:
             return False
         self._held += more
         self._displays = [
@@ -179,26 +198,38 @@ class Cell:
         ]
         return True
 
-    def _tell(self, kind: str, content: dict[str, Any], size: int = 200) -> None:
+    def _tell(self, kind: str, content: dict[str, Any], size: int = 0) -> None:
         if not self._streamed:
             return
-        crowded = len(self.events) >= _MOST_WAITING or self._waiting > self.limits.output
-        if crowded and kind in (*_DISPLAYS, "clear_output"):
+        if self._is_crowded:
             self._lost["displays"] += size
             return
         self._waiting += size
-        self.events.append(KernelEvent.model_construct(type=kind, content=content, execution=None))
+        self._put(kind, content)
+
+    def _put(self, kind: str, content: dict[str, Any], execution: Execution | None = None) -> None:
+        event = KernelEvent.model_construct(type=kind, content=content, execution=execution)
+        self.events.append(event)
         self.news.set()
+
+    def _put_what_is_beyond(self) -> None:
+        """Make events of the text that came while it was crowded."""
+        for stream, held in self._beyond.items():
+            if held.tell():
+                self._put("stream", {"name": stream, "text": held.getvalue()})
+                self._beyond[stream] = io.StringIO()
 
     def next_event(self) -> KernelEvent | None:
         """The oldest event that nobody took, if there is one."""
         if not self.events:
             self._waiting = 0
-            self.news = anyio.Event()
-            if self.ended.is_set():
-                self.news.set()
-            return None
-        return self.events.popleft()
+            self._put_what_is_beyond()
+        if self.events:
+            return self.events.popleft()
+        self.news = anyio.Event()
+        if self.ended.is_set():
+            self.news.set()
+        return None
 
     # --- its end ---
 
@@ -210,12 +241,9 @@ class Cell:
         if self._streamed:
             execution = self.execution()
             reply = self._reply_content(execution)
-            self._tell("status", {"execution_state": "idle"})
-            self.events.append(
-                KernelEvent.model_construct(
-                    type="execute_reply", content=reply, execution=execution
-                )
-            )
+            self._put_what_is_beyond()
+            self._put("status", {"execution_state": "idle"})
+            self._put("execute_reply", reply, execution)
         self.ended.set()
         self.news.set()
 

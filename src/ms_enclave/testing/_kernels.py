@@ -229,6 +229,21 @@ class KernelContract(SandboxSuite):
         assert events[5][1]["data"] == {"text/plain": "4"}
         assert events[7][1]["status"] == "ok"
 
+    async def test_a_reader_that_takes_its_time_loses_nothing_and_holds_up_nobody(
+        self, kernel: Kernel
+    ) -> None:
+        text, last = "", None
+        async for event in kernel.run_stream("for i in range(50_000): print(i)", timeout=60):
+            while kernel.status == "busy":
+                await anyio.sleep(0.01)
+            if event.type == "stream":
+                text += event.content["text"]
+            last = event
+        assert text == "".join(f"{i}\n" for i in range(50_000))
+        assert last is not None
+        assert last.execution is not None
+        assert last.execution.stdout == text
+
     async def test_a_stream_that_is_left_interrupts_its_cell(self, kernel: Kernel) -> None:
         events = kernel.run_stream("x = 1\nprint('begun')\nwhile True: pass")
         async for event in events:
