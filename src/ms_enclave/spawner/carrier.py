@@ -49,6 +49,7 @@ _READ_EXECUTE, _READ_WRITE, _NEW, _IN_PLACE = (
     0x32,
 )  # PROT_*; MAP_PRIVATE|ANONYMOUS|FIXED
 _MOST_DESCRIPTORS = 32
+_MOST_STATUS = 1 << 16
 _CLONE_ARGUMENTS = 96  # bytes from one to the next
 _MESSAGE, _VECTOR, _BYTE, _CONTROL, _CONTROL_LENGTH = 288, 352, 368, 384, 256
 _JOINED = 6  # the descriptor in which blob.S has the group that a child is born in
@@ -307,8 +308,12 @@ def within(pair: tuple[int, int], most: int) -> tuple[int, int]:
 
 def check_walls(pid: int) -> None:
     """Read from outside what a process that is about to run still has; raise if it is anything."""
-    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-        rows = dict(line.split(b":\t", 1) for line in file.read().splitlines() if b":\t" in line)
+    file = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(file, _MOST_STATUS)
+    finally:
+        os.close(file)
+    rows = dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
     held = [
         name
         for name in (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb")

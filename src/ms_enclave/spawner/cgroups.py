@@ -440,6 +440,10 @@ class Group:
         self._late: tuple[tuple[int, bool], list[int]] | None = None
         self._before = Figures()
         self._killed = False
+        self._again = False
+        """Whether it is used more than once: then its files stay open."""
+
+        self._files: dict[tuple[int, str, int], int] = {}
         self._children: list[Group] = []
         self._spare: list[Group] = []
         self._parent: Group | None = None
@@ -480,25 +484,38 @@ class Group:
 
     def renew(self) -> bool:
         """Make it as a new one is, with the group of one run below; False where that cannot be."""
-        if len(self._children) > 1 or not all(child._renew_own() for child in self._children):
+        if len(self._children) > 1 or not self._is_blank():
+            return False
+        if not all(child._reset() for child in self._children):
             return False
         self._spare = list(self._children)
-        return self._renew_own()
+        return True
 
     def _renew_own(self) -> bool:
+        return self._is_blank() and self._reset()
+
+    def _is_blank(self) -> bool:
+        """Whether nobody is in it or below it, and next to nothing is charged to them."""
         if not self.station.renewable or self._killed or not self.empty():
             return False
-        if hierarchy := self._with("memory"):
-            if int(self._read(hierarchy, "memory.usage_in_bytes")) > _RESIDUE:
-                return False
-            self._write(hierarchy, "memory.max_usage_in_bytes", "0")
+        hierarchy = self._with("memory")
+        charged = self._read(hierarchy, "memory.usage_in_bytes") if hierarchy else "0"
+        return int(charged) <= _RESIDUE
+
+    def _reset(self) -> bool:
+        """Begin its books anew; False where they cannot be."""
+        if self._killed:
+            return False
         if (hierarchy := self._with("pids")) and self._read(hierarchy, "pids.peak").strip() not in (
             "", "0", "1",
         ):  # fmt: skip
             return False
+        if hierarchy := self._with("memory"):
+            self._write(hierarchy, "memory.max_usage_in_bytes", "0")
         if hierarchy := self._with("cpuacct"):
             self._write(hierarchy, "cpuacct.usage", "0")
         self._before = self._count_events(Figures())
+        self._again = True
         return True
 
     def limit_or_remove(self, memory: int | None, pids: int | None, cpu: float | None) -> None:
@@ -670,9 +687,10 @@ class Group:
         return killing is None or not _number(self._read(killing, "cgroup.events"), "populated")
 
     def close(self) -> None:
-        for entry in self._entries:
+        for entry in (*self._entries, *self._files.values()):
             os.close(entry)
         self._entries = []
+        self._files = {}
         if self._ways is not None:
             folder, files = self._ways
             for entry in files if folder is None else [folder, *files]:
@@ -709,12 +727,26 @@ class Group:
     def _open(self, hierarchy: Hierarchy, file: str, flags: int) -> int:
         return os.open(f"{self.name}/{file}", flags | os.O_CLOEXEC, dir_fd=hierarchy.descriptor)
 
-    def _write(self, hierarchy: Hierarchy, file: str, text: str) -> None:
-        opened = self._open(hierarchy, file, os.O_WRONLY)
-        try:
-            os.write(opened, text.encode())
-        finally:
+    def _file(self, hierarchy: Hierarchy, file: str, flags: int) -> int:
+        """The same, open since it was last used; `_done` closes it if it is not to stay open."""
+        key = hierarchy.descriptor, file, flags
+        opened = self._files.get(key, -1)
+        if opened < 0:
+            opened = self._open(hierarchy, file, flags)
+            if self._again:
+                self._files[key] = opened
+        return opened
+
+    def _done(self, opened: int) -> None:
+        if not self._again:
             os.close(opened)
+
+    def _write(self, hierarchy: Hierarchy, file: str, text: str) -> None:
+        opened = self._file(hierarchy, file, os.O_WRONLY)
+        try:
+            os.pwrite(opened, text.encode(), 0)
+        finally:
+            self._done(opened)
 
     def _try(self, hierarchy: Hierarchy, file: str, text: str) -> bool:
         """Write where the kernel has the file and the group may."""
@@ -726,13 +758,13 @@ class Group:
 
     def _read(self, hierarchy: Hierarchy, file: str) -> str:
         try:
-            opened = self._open(hierarchy, file, os.O_RDONLY)
+            opened = self._file(hierarchy, file, os.O_RDONLY)
         except FileNotFoundError:
             return ""
         try:
-            return os.read(opened, 4096).decode()
+            return os.pread(opened, 4096, 0).decode()
         finally:
-            os.close(opened)
+            self._done(opened)
 
 
 def _number(text: str, key: str) -> int:

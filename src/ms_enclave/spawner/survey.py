@@ -81,7 +81,7 @@ class Crowd:
         """The pids in a pid namespace."""
         if self._spaces is None:
             self._spaces = {}
-            for pid in self._pids:
+            for pid in _pids():
                 try:
                     found = os.stat(f"/proc/{pid}/ns/pid").st_ino
                 except OSError:
@@ -92,9 +92,13 @@ class Crowd:
     def everybody(self) -> Members:
         """All of them, the dead that nobody waited for included."""
         if self._everybody is None:
-            rows = ((pid, _stat(pid)) for pid in self._pids)
+            rows = ((pid, _stat(pid)) for pid in _pids())
             self._everybody = {pid: fields for pid, fields in rows if fields}
         return self._everybody
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def _stat(pid: int) -> list[bytes] | None:
