@@ -184,7 +184,7 @@ def _rate(context: Context, action: Callable[[], object], runs: int) -> float:
 
 
 async def processor_time(context: Context, into: Round) -> None:
-    """What a run costs all processes together: manager, launcher, station, sandbox.
+    """What a run costs all processes together: manager, launcher, station, sandbox, and the kernel.
 
     From two numbers of runs, so that what start and end cost falls out.
     """

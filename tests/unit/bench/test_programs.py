@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_processor_time_counts_what_a_program_started_and_waited_for() -> None:
     assert printed == ""
     with pytest.raises(RuntimeError, match="ended with 3"):
         programs.processor_time([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a look at /proc")
+def test_the_kernels_own_time_is_that_of_its_threads() -> None:
+    if programs.kernel_time() == 0:
+        pytest.skip("the kernel's threads are not seen here")
+    before = programs.kernel_time()
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    assert programs.kernel_time() - before < 250
 
 
 def test_other_sandboxes_are_left_out_with_a_reason_each(
