@@ -676,6 +676,7 @@ class Station:
         process.before = before
         process.processors = processors if processors != self.processors else None
         process.watched = self.is_watched(process)
+        process.look_again = self.last_birth + _WATCH
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
