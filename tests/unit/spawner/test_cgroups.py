@@ -194,6 +194,42 @@ def test_a_run_has_a_group_with_controllers_of_its_own(
     assert second.name == "box/2"
 
 
+def test_a_new_process_is_born_in_the_group_of_its_run(
+    tree: cgroups.Station, tmp_path: Path
+) -> None:
+    group = tree.group("box")
+    fill(tmp_path / "box")
+    run = group.child()
+    fill(tmp_path / "box" / "1")
+    folder, files = run.entrance()
+    assert folder is not None
+    assert os.fstat(folder).st_ino == (tmp_path / "box" / "1").stat().st_ino
+    assert files == []
+    run.settle(4711, 0, entered=True)
+    assert (tmp_path / "box" / "1" / "cgroup.procs").read_text() == ""
+    run.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(folder)
+
+
+@pytest.mark.parametrize("whose", ["the run's", "the sandbox's"])
+def test_it_joins_late_where_processor_time_may_have_run_out(
+    tree: cgroups.Station, tmp_path: Path, whose: str
+) -> None:
+    group = tree.group("box")
+    fill(tmp_path / "box")
+    if whose == "the sandbox's":
+        group.limit(memory=None, pids=None, cpu=0.5)
+    run = group.child()
+    fill(tmp_path / "box" / "1")
+    if whose == "the run's":
+        run.limit(memory=None, pids=None, cpu=0.5)
+    assert run.entrance() == (None, [])
+    run.settle(4711, 0, entered=True)
+    assert (tmp_path / "box" / "1" / "cgroup.procs").read_text() == "4711"
+    run.close()
+
+
 def test_what_the_station_keeps_for_itself_is_moved_at_once(
     tree: cgroups.Station, tmp_path: Path
 ) -> None:
