@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
@@ -20,7 +22,6 @@ from ms_enclave.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -165,6 +166,38 @@ def test_a_kernel_that_dies_is_dead_for_jupyter_too(specs: Path) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os._exit(1)")])
     with pytest.raises((DeadKernelError, CellExecutionError), match="died"):
         NotebookClient(notebook, kernel_name=NAME, timeout=60).execute()
+
+
+def test_nothing_is_left_of_a_kernel_whose_jupyter_was_killed(specs: Path) -> None:
+    code = (
+        "import time\nfrom jupyter_client.manager import KernelManager\n"
+        f"manager = KernelManager(kernel_name={NAME!r})\nmanager.start_kernel()\n"
+        "client = manager.client(); client.start_channels(); client.wait_for_ready(timeout=60)\n"
+        "print(manager.provisioner.pid, flush=True)\ntime.sleep(600)"
+    )
+    jupyter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert jupyter.stdout is not None
+        bridge = int(jupyter.stdout.readline())
+        below = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(bridge)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert below, "the bridge has no station"
+    finally:
+        jupyter.kill()
+        jupyter.wait()
+        jupyter.stdout.close()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(is_alive(int(pid)) for pid in (bridge, *below)):
+        time.sleep(0.05)
+    assert not any(is_alive(int(pid)) for pid in (bridge, *below))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
 
 
 def plain(value: Any) -> Any:
