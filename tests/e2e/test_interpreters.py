@@ -78,6 +78,20 @@ async def test_its_file_server_works(python: str) -> None:
         assert (await box.execute_command("wc -c folder/file")).stdout == "2 folder/file\n"
 
 
+async def test_it_runs_cells(python: str) -> None:
+    async def answer(prompt: str) -> str:
+        return prompt * 2
+
+    async with ProcessSandbox({"python": python}) as box:
+        kernel = await box.kernel(ipython=False)
+        done = await kernel.run("x = input('ab')\ndisplay(1)\nawait later()", on_input=answer)
+        assert done.error is not None
+        assert (done.error.name, done.displays) == ("NameError", [{"text/plain": "1"}])
+        late = await kernel.run("import asyncio\nawait asyncio.sleep(60)", timeout=0.2)
+        assert late.verdict == "wall_timeout"
+        assert (await kernel.run("x")).result == {"text/plain": "'abab'"}
+
+
 async def test_an_environment_of_it_brings_its_packages(python: str, tmp_path: Path) -> None:
     place = tmp_path / "env"
     subprocess.run([python, "-m", "venv", "--without-pip", place], check=True)
