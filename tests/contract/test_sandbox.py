@@ -37,7 +37,6 @@ class ProgramsContract(
     CommandContract,
     BackgroundContract,
     TerminalContract,
-    ShellContract,
     CodeContract,
     SandboxBoundsContract,
     SandboxLifeContract,
@@ -82,7 +81,7 @@ class TestPlainShell(Process, ShellContract):
 
 
 @needs_process
-class TestNoGroups(NoGroups, ProgramsContract, PortsContract, WatchContract):
+class TestNoGroups(NoGroups, ProgramsContract, ShellContract, PortsContract, WatchContract):
     """With all that an ordinary user's one id could make different."""
 
 
