@@ -35,6 +35,9 @@ _TRIES = 3
 _PATIENCE = 0.5
 """Seconds that what was interrupted, or killed, has to end before more is done."""
 
+_READING = 5.0
+"""Seconds that a shell may take to read a line."""
+
 _STALE = 4
 _MOST_TERMINAL = 4096
 _BEGIN = "PS1= PS2=\nexec 8>&1 9>&2\n"
@@ -127,6 +130,7 @@ class Session:
         self._eval = "eval" if is_bash else "command eval"
         self._kill_foreground = kill_foreground
         self._secret = ""
+        self._begun = False
         self._status: int | None = None
         self._news = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -153,7 +157,10 @@ class Session:
         quoted = line.replace("'", "'\\''")
         # Apart from the shell, nobody has the descriptors that the marks are written to.
         # `command`: else some shells drop what follows a line that is no syntax.
-        await self._send(f"{self._eval} '{quoted}' </dev/null 8>&- 9>&-\n{self._question()}")
+        await self._send(
+            f"command printf '\\n%s begun\\n' {self._secret} >/dev/tty 2>/dev/null;"
+            f" {self._eval} '{quoted}' </dev/null 8>&- 9>&-\n{self._question()}"
+        )
         await self._wait()
         return self._status
 
@@ -181,12 +188,17 @@ class Session:
         """Send SIGINT to what is in the foreground."""
         terminal = self.process.terminal
         if terminal is not None and not self.ended.is_set():
+            # One that is still reading the line would do what is left of it.
+            with anyio.move_on_after(_READING):
+                while not self._begun and not self.ended.is_set():
+                    await self._news.wait()
             await terminal.interrupt()
             await self._send(self._question())  # some shells have lost what they were to read next
 
     def _expect(self) -> None:
         self._secret = secrets.token_hex(16)
         self._status = None
+        self._begun = False
         for output in self.outputs:
             output.begin(self._secret.encode())
 
@@ -205,7 +217,8 @@ class Session:
         if stream is None:
             return
         try:
-            await stream.send(text.encode("utf-8", "surrogateescape"))
+            with anyio.move_on_after(_READING, shield=True):  # half a line would be another line
+                await stream.send(text.encode("utf-8", "surrogateescape"))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, SandboxLostError):
             return  # it has ended, which is told elsewhere
 
@@ -294,8 +307,10 @@ class Session:
         self._told = rest[-_MOST_TERMINAL:]
         for line in lines:
             words = line.split()
-            is_answer = len(words) == 2 and words[0] == self._secret.encode()
-            if is_answer and words[1].isdigit() and self._status is None:
+            if len(words) != 2 or words[0] != self._secret.encode():
+                continue
+            self._begun = True
+            if words[1].isdigit() and self._status is None:
                 self._status = min(int(words[1]), 255)
 
     def _tell(self) -> None:

@@ -81,8 +81,8 @@ class BackgroundContract(SandboxSuite):
             await box.get_command("nosuch")
 
     async def test_it_runs_beside_other_calls(self, box: Sandbox) -> None:
-        command = await box.start_command("until [ -e go ]; do sleep 0.02; done; echo went; rm go")
-        assert (await box.execute_command("touch go; echo set")).stdout == "set\n"
+        command = await box.start_command("until [ -e beside ]; do sleep 0.02; done; echo went")
+        assert (await box.execute_command("touch beside; echo set")).stdout == "set\n"
         assert (await command.wait(10)).stdout == "went\n"
 
     async def test_it_has_the_folder_and_environment_that_were_asked_for(
@@ -123,10 +123,10 @@ class BackgroundContract(SandboxSuite):
         assert [event.data async for event in command.events(after=8)] == [b"89"]
 
     async def test_reading_does_not_wait_unless_told_to(self, box: Sandbox) -> None:
-        command = await box.start_command("until [ -e go ]; do sleep 0.02; done; echo x; rm go")
+        command = await box.start_command("until [ -e said ]; do sleep 0.02; done; echo x")
         chunk = await command.read()
         assert (chunk.data, chunk.cursor, chunk.eof) == (b"", 0, False)
-        await box.files.write("go", "")
+        await box.files.write("said", "")
         assert (await command.read(wait=10)).data == b"x\n"
 
     async def test_old_output_is_still_there(self, box: Sandbox) -> None:
