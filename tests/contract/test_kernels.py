@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
 
 from ms_enclave.testing import KernelContract
 from tests.contract.boxes import Cold, Landlock, Process, Subprocess, needs_process
 from tests.support.interpreters import bare_python, installed_shell
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes.kernels import Kernel
 
 
 class TestSubprocess(Subprocess, KernelContract):
@@ -40,3 +46,7 @@ class TestCold(Cold, KernelContract):
 
 class TestLandlock(Landlock, KernelContract):
     config: ClassVar[dict[str, Any]] = {**Landlock.config, "python": bare_python()}
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's shares no memory in /dev/shm")
+    async def test_multiprocessing_works_in_cells(self, kernel: Kernel) -> None:
+        await super().test_multiprocessing_works_in_cells(kernel)

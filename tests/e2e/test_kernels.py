@@ -101,9 +101,9 @@ async def test_a_deleted_kernel_takes_its_programs_along() -> None:
         )
         assert done.result is not None
         pid = done.result["text/plain"]
-        assert (await box.execute_command(["kill", "-0", pid])).success
+        assert (await box.execute_command(f"kill -0 {pid}")).success
         await kernel.delete()
-        assert not (await box.execute_command(["kill", "-0", pid])).success
+        assert not (await box.execute_command(f"kill -0 {pid}")).success
 
 
 async def test_a_kernel_may_be_used_from_one_loop_after_the_other() -> None:
