@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 subprocess_box.install()
 
 
+class WithoutKernels(subprocess_box.SubprocessSandbox):
+    """A type of sandbox that has none."""
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        await super()._open(stack)
+        self._capabilities -= {"kernel"}
+
+
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
     stack = AsyncExitStack()
@@ -134,9 +142,10 @@ class TestPython:
         for interactive in (None, False):
             assert "NameError" in str((await python(box, "x", interactive=interactive)).error)
 
-    async def test_keeping_state_takes_a_kernel(self, box: Sandbox) -> None:
-        with pytest.raises(CapabilityError, match="kernel"):
-            await python(box, "x", interactive=True)
+    async def test_keeping_state_takes_a_kernel(self) -> None:
+        async with WithoutKernels() as box:
+            with pytest.raises(CapabilityError, match="kernel"):
+                await python(box, "x", interactive=True)
 
     async def test_a_kernel_has_one_folder_one_user_and_one_environment(self, box: Sandbox) -> None:
         result = await python(box, "x", interactive=True, cwd="/", user="root")
