@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
+from ms_enclave.model import Verdict
 from tests.security.boxes import ColdSandbox, NoGroupsSandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
@@ -120,3 +121,16 @@ async def test_peak_memory_is_that_of_all_processes(kind: type[ProcessSandbox], 
         assert result.usage.peak_memory is not None, result.usage
         tolerance = 0.05 if code == MEMORY else 0.15  # four interpreters are something, too
         assert result.usage.peak_memory == pytest.approx(float(result.stdout), rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_more_processes_are_started_than_a_sandbox_may_have(
+    kind: type[ProcessSandbox],
+) -> None:
+    async with kind(config={"pids_limit": 4}) as box:
+        started = [await box.start_command("exec sleep 60") for _ in range(6)]
+        one_more = await box.execute_command("true")
+        assert one_more.verdict is Verdict.PROCESS_LIMIT
+        assert (await started[-1].wait()).verdict is Verdict.PROCESS_LIMIT
+        await started[0].kill()
+        assert (await box.execute_command("true")).verdict is Verdict.OK

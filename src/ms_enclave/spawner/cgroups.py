@@ -553,6 +553,14 @@ class Group:
         """Whether processor time may have run out in it, or in the sandbox's that it is below."""
         return any(group.limits[2] is not None for group in (self, self._parent) if group)
 
+    def is_full(self) -> bool:
+        """Whether no process more may be in it: version 1 only refuses those that are forked there,
+        and lets any number be moved in."""
+        hierarchy, most = self._with("pids"), self.limits[1]
+        if most is None or hierarchy is None or hierarchy.version != 1:
+            return False
+        return int(self._read(hierarchy, "pids.current")) >= most
+
     def entrance(self) -> tuple[int | None, list[int]]:
         """Ways in for a process that is being made and still the station's own: the descriptor of a
         group of version 2 to be born in, and files to which it writes a `0` itself.

@@ -99,6 +99,7 @@ class Box:
         self.processes: dict[int, Process] = {}
         self.closing: int | None = None
         self.user: User = (0, 0)
+        self.pids_limit: int | None = None
         self.kept: alone.Kept | None = None
         self.ending = False
         self.once = False
@@ -355,6 +356,7 @@ class Station:
         self.boxes[box.name] = box
         self.by_init[place.init] = box
         box.user = user
+        box.pids_limit = limits["pids"]
         box.once = once
         return box
 
@@ -648,6 +650,8 @@ class Station:
         box = self.boxes.get(request["box"])
         if box is None:
             return {"lost": "the sandbox is gone"}
+        if not box.once and self.is_full(box):
+            return {"ok": {"pid": 0, "refused": "process_limit"}}
         before = self.before(request, box)
         group = box.group.child(request["memory"], request["pids"], request["cpu"])
         try:
@@ -688,6 +692,13 @@ class Station:
         if request["kind"] == "guest":
             return None
         return {} if self.groups.complete else survey.standing(box.slot)
+
+    def is_full(self, box: Box) -> bool:
+        """Whether a sandbox has as many processes as it may, not counting one that is moved in."""
+        if "pids" in self.groups.controllers:
+            return box.group.is_full()
+        most = box.pids_limit
+        return most is not None and survey.tasks(box.slot.members()) >= most
 
     def choose_processors(self, box: Box, cores: float | None) -> set[int]:
         """Which a process may use: all, or where no group holds its time, as many as it may have

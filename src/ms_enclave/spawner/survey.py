@@ -39,6 +39,7 @@ __all__ = [
     "pin",
     "standing",
     "stop_and_kill",
+    "tasks",
     "usage",
 ]
 
@@ -218,6 +219,11 @@ def _of_run(
     return chosen
 
 
+def tasks(members: Members) -> int:
+    """How many processes and threads they are."""
+    return sum(int(fields[17]) for fields in members.values())
+
+
 def usage(
     members: Members,
     main: int,
@@ -233,7 +239,7 @@ def usage(
     bytes: then each gets its share of them, which takes longer to find out.
     """
     seen = Usage()
-    seen.tasks = sum(int(fields[17]) for fields in members.values())
+    seen.tasks = tasks(members)
     members = _of_run(members, main, before, others)
     seen.pids = list(members)
     for pid, fields in members.items():
