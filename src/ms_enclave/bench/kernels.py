@@ -26,6 +26,7 @@ __all__ = [
     "FRESH",
     "FRESH_PLAIN",
     "IDLE",
+    "IDLE_IPYTHON",
     "IDLE_USED",
     "IPYKERNEL_CELL",
     "IPYKERNEL_START",
@@ -40,6 +41,7 @@ CELL, CELL_PLAIN = "a cell, with IPython", "a cell, without IPython"
 FRESH_PLAIN = "a fresh kernel, to its first answer"
 FRESH = "the same with IPython"
 IDLE, IDLE_USED = "idle kernel with numpy", "the same after a cell"
+IDLE_IPYTHON = "the same after a cell, with IPython"
 ONE_MORE, ONE_MORE_BASE = "one more kernel beside many", "one more kernel beside 10"
 IPYKERNEL_CELL, IPYKERNEL_START = "ipykernel, a cell", "ipykernel, start to answer"
 _CODE, _ANSWER = "1 + 1", "2"
@@ -83,8 +85,9 @@ async def crowd(context: Context, into: Round) -> None:
     kernels: list[Kernel] = []
     async with LocalSandboxManager() as manager:
 
-        async def make(count: int) -> None:
-            kernels.extend([await _kernel(manager, "numpy", ipython=False) for _ in range(count)])
+        async def make(count: int, *, ipython: bool = False) -> None:
+            made = [await _kernel(manager, "numpy", ipython=ipython) for _ in range(count)]
+            kernels.extend(made)
 
         await make(10)
         async with manager.sandbox("process", _config("numpy")) as sandbox:
@@ -105,6 +108,15 @@ async def crowd(context: Context, into: Round) -> None:
             for number in range(scale.samples):
                 name = f"m{number}"
                 into.add(ONE_MORE, await _time_kernel(sandbox, name, ipython=False))
+            await make(1, ipython=True)
+            kernels.clear()
+            before = await anyio.to_thread.run_sync(available)
+            few = max(1, scale.idle // 5)
+            await make(few, ipython=True)
+            for kernel in kernels:
+                await kernel.run(_CODE)
+            taken = before - await anyio.to_thread.run_sync(available)
+            into.add(IDLE_IPYTHON, taken / few)
 
 
 def _config(*preload: str) -> dict[str, Any]:

@@ -131,6 +131,7 @@ ROWS = (
         (
             Figure(kernels.IDLE, "MiB", promises=(Promise(2),)),
             Figure(kernels.IDLE_USED, "MiB"),
+            Figure(kernels.IDLE_IPYTHON, "MiB"),
             Figure(kernels.ONE_MORE, promises=(Promise(1.4, kernels.ONE_MORE_BASE),)),
         ),
         kernels.crowd,
