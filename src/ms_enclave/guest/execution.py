@@ -416,9 +416,10 @@ def _change_user(user: object) -> None:
 
 
 def _restore_signals() -> None:
-    """What Python ignores for itself, a program expects untouched."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    """What Python ignores, or whoever started us, a program expects untouched."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

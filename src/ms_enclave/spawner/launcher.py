@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -109,9 +110,21 @@ def withdraw(plan: Plan) -> None:
         keeping.withdraw(plan["keep"], plan["instance"])
 
 
+_IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
+
+
 def be_ordinary() -> None:
-    """Give up a real-time priority of the caller's: no sandbox may starve the machine, and a
-    control group for processor time takes no process that has one."""
+    """Give up what is the caller's own and would be inherited by every program in a sandbox.
+
+    A real-time priority: no sandbox may starve the machine, and a control group for processor time
+    takes no process that has one. Signals that are ignored or held back, as by `nohup` and of what
+    a script starts in the background: a program there could not be interrupted.
+    """
+    for number in signal.valid_signals() - _IGNORED_BY_PYTHON:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
