@@ -12,6 +12,7 @@ import select
 import sys
 import traceback
 import types
+from abc import ABC, abstractmethod
 
 from . import kernel_displays as displays
 
@@ -26,7 +27,7 @@ __all__ = ["PlainShell", "Shell"]
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 
 
-class Shell:
+class Shell(ABC):
     """What a kernel asks of a shell, and what both kinds share: the loop that cells await on."""
 
     name = "python"
@@ -38,21 +39,21 @@ class Shell:
     def version(self) -> str:
         return sys.version.split()[0]
 
+    @abstractmethod
     def begin(self) -> None:
         """The first thing in the kernel's own process; it is connected already."""
-        raise NotImplementedError
 
     def connect(self, link: Link) -> None:
         """Have what cells show go there."""
         self.link = link
 
+    @abstractmethod
     def forget(self) -> None:
         """Be as before the first cell."""
-        raise NotImplementedError
 
+    @abstractmethod
     def execute(self, body: dict[str, Any]) -> dict[str, Any]:
         """Run a cell to its end. Gives the reply; what it shows is sent as it comes."""
-        raise NotImplementedError
 
     def failed(self, name: str, text: str) -> dict[str, Any]:
         """The reply to a cell that ended in code that is not its own."""
@@ -60,22 +61,22 @@ class Shell:
         self.link.send_message("error", error)
         return dict(error, status="error", execution_count=self.count())
 
+    @abstractmethod
     def count(self) -> int:
         """The number of the last cell."""
-        raise NotImplementedError
 
     def no_input(self) -> BaseException:
         """What `input` raises where nobody can answer."""
         return EOFError("input() was called, but nobody can answer here")
 
-    def complete(self, code: str, cursor: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def complete(self, code: str, cursor: int) -> dict[str, Any]: ...
 
-    def inspect(self, code: str, cursor: int, detail: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def inspect(self, code: str, cursor: int, detail: int) -> dict[str, Any]: ...
 
-    def is_complete(self, code: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def is_complete(self, code: str) -> dict[str, Any]: ...
 
     # --- top-level await ---
 
