@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ms_enclave.cli.program import (
     LIMITS,
+    CommandBehindDashes,
     Cwd,
     Disk,
     Env,
@@ -46,19 +46,11 @@ _HOST = "127.0.0.1"
 _PIECE = 1 << 18
 
 
-class PortCommand(TyperCommand):
-    """The command with everything behind `--` kept apart, as the command line to run."""
+class PortCommand(CommandBehindDashes):
+    """The command line, with the command to run kept apart."""
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What the first line of the help shows behind the command's name."""
-        del ctx
-        return ["[OPTIONS]", "-p [HERE:]INSIDE", "-- COMMAND [ARG]..."]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the first `--`; nothing at all asks for help."""
-        cut = args.index("--") if "--" in args else len(args)
-        ctx.obj = args[cut + 1 :]
-        return super().parse_args(ctx, args[:cut] or ([] if ctx.obj else ["--help"]))
+    pieces = ("[OPTIONS]", "-p [HERE:]INSIDE", "-- COMMAND [ARG]...")
+    needs_words = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ def port(
 
     The sandbox needs no network for that, and ends with the command.
     """
-    command: list[str] = context.obj
+    command: list[str] = context.obj or []
     if not command:
         raise typer.BadParameter("no command behind --")
     if not publish:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 from ms_enclave.cli.report import EXIT_OURS, complain
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIMITS",
     "SIGHT",
+    "CommandBehindDashes",
     "Cwd",
     "Disk",
     "Env",
@@ -41,6 +43,29 @@ EXIT_OUT_OF_MEMORY = 137
 LIMITS = "Limits"
 SIGHT = "What it sees"
 _STANDARD_OUTPUTS = {"stdout": 1, "stderr": 2}
+
+
+class CommandBehindDashes(TyperCommand):
+    """A command with everything behind `--` kept apart, as the command line to run."""
+
+    pieces: ClassVar[tuple[str, ...]]
+    """What the first line of the help shows behind the command's name."""
+
+    needs_words: ClassVar[bool] = False
+    """Whether nothing at all asks for help."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """As click has it."""
+        del ctx
+        return list(self.pieces)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the first `--`; what follows is nobody's option."""
+        cut = args.index("--") if "--" in args else len(args)
+        ctx.obj = args[cut + 1 :] if "--" in args else None
+        asks = self.needs_words and not args[:cut] and not ctx.obj
+        return super().parse_args(ctx, ["--help"] if asks else args[:cut])
+
 
 Timeout = Annotated[
     float | None,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ms_enclave.cli.program import (
     LIMITS,
     SIGHT,
+    CommandBehindDashes,
     Cwd,
     Disk,
     Env,
@@ -49,13 +49,10 @@ EPILOG = (
 )
 
 
-class RunCommand(TyperCommand):
-    """The command with everything behind `--` kept apart, as the command line to run."""
+class RunCommand(CommandBehindDashes):
+    """The command line, with the command to run kept apart."""
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What the first line of the help shows behind the command's name."""
-        del ctx
-        return ["[OPTIONS]", "[FILE [ARG]... | -c CODE [ARG]... | -- COMMAND [ARG]...]"]
+    pieces = ("[OPTIONS]", "[FILE [ARG]... | -c CODE [ARG]... | -- COMMAND [ARG]...]")
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what stands before the first `--`; what follows is nobody's option.

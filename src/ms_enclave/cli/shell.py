@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from ms_enclave.cli.program import (
     LIMITS,
+    CommandBehindDashes,
     Cwd,
     Disk,
     Env,
@@ -50,19 +50,10 @@ _THE_SHELL = ["sh", "-c", "[ -x /bin/bash ] && exec /bin/bash -i; exec sh -i"]
 _PROMPT = "sandbox:$PWD\\$ "
 
 
-class ShellCommand(TyperCommand):
-    """The command with everything behind `--` kept apart, as the command line to run."""
+class ShellCommand(CommandBehindDashes):
+    """The command line, with the command to run kept apart."""
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What the first line of the help shows behind the command's name."""
-        del ctx
-        return ["[OPTIONS]", "[-- COMMAND [ARG]...]"]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the first `--`."""
-        cut = args.index("--") if "--" in args else len(args)
-        ctx.obj = args[cut + 1 :]
-        return super().parse_args(ctx, args[:cut])
+    pieces = ("[OPTIONS]", "[-- COMMAND [ARG]...]")
 
 
 @dataclass(frozen=True)
