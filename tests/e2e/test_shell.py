@@ -104,8 +104,8 @@ def test_a_person_has_a_terminal_in_a_sandbox(sit_down: Callable[..., Person]) -
     person.resize(40, 120)
     person.type("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.02; done; echo fol''lowed\r")
     person.sees("followed")
-    person.type("sleep 600\r")
-    person.sees("sleep 600\r\n")
+    person.type("sh -c 'echo beg\"\"un; exec sleep 600'\r")  # in the foreground before it says so
+    person.sees("begun")
     person.type("\x03")
     person.sees(r"\$ ")
     person.type("exit 7\r")
