@@ -85,13 +85,27 @@ class Context:
         return {**lines, **{name: other.argv(code) for name, other in self.others.items()}}
 
 
+class _Servers(dict[tuple[str, ...], programs.ForkServer]):
+    """Fork servers by the modules that they have loaded, each started when it is first asked for
+    (in the round that only warms up) and ended with the stack."""
+
+    def __init__(self, python: str, stack: AsyncExitStack) -> None:
+        super().__init__()
+        self._python = python
+        self._stack = stack
+
+    def __missing__(self, modules: tuple[str, ...]) -> programs.ForkServer:
+        server = self._stack.enter_context(programs.fork_server(self._python, modules))
+        self[modules] = server
+        return server
+
+
 @asynccontextmanager
 async def open_context(
-    scale: Scale, modules: tuple[str, ...], note: Callable[[str], object]
+    scale: Scale, note: Callable[[str], object]
 ) -> AsyncGenerator[Context, None]:
     """Start everything, for the length of a block; `note` hears of what is left out.
 
-    `modules` are those that one of the fork servers has loaded.
     Raises what the start of a sandbox raises.
     """
     async with AsyncExitStack() as stack:
@@ -100,10 +114,7 @@ async def open_context(
         found = await anyio.to_thread.run_sync(programs.find_others, environment.python, note)
         manager = await stack.enter_async_context(LocalSandboxManager())
         sandbox = await stack.enter_async_context(manager.sandbox("process"))
-        servers = {
-            loaded: stack.enter_context(programs.fork_server(environment.full, loaded))
-            for loaded in {(), modules}
-        }
+        servers = _Servers(environment.full, stack)
         yield Context(
             environment=environment,
             others={other.name: other for other in found},

@@ -65,7 +65,6 @@ async def measure(
     """
     measured = Measured(list(rows), scale)
     ready = [row for row in rows if _has_what_it_needs(row, measured)]
-    modules = tuple(dict.fromkeys(name for row in ready for name in row.needs))
     steps = [
         (number, row)
         for number in range(scale.rounds + 1)
@@ -73,7 +72,7 @@ async def measure(
         if number <= 1 or not row.once
     ]
     told("starting", 0, len(steps))
-    async with open_context(scale, modules, measured.notes.append) as context:
+    async with open_context(scale, measured.notes.append) as context:
         measured.environment = context.environment
         for done, (number, row) in enumerate(steps):
             told(row.name if number else f"{row.name} (warming up)", done, len(steps))
