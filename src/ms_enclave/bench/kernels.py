@@ -82,41 +82,40 @@ async def crowd(context: Context, into: Round) -> None:
     """Many sandboxes with a kernel each that has numpy: the memory they take, before and after
     their first cell; and the time of one more kernel, in a sandbox that is there."""
     scale = context.scale
-    kernels: list[Kernel] = []
     async with LocalSandboxManager() as manager:
-
-        async def make(count: int, *, ipython: bool = False) -> None:
-            made = [await _kernel(manager, "numpy", ipython=ipython) for _ in range(count)]
-            kernels.extend(made)
-
-        await make(10)
+        await _some(manager, 10)
         async with manager.sandbox("process", _config("numpy")) as sandbox:
             await sandbox.kernel(ipython=False)
             for number in range(scale.samples):
                 name = f"k{number}"
                 into.add(ONE_MORE_BASE, await _time_kernel(sandbox, name, ipython=False))
-            kernels.clear()
             before = await anyio.to_thread.run_sync(available)
-            await make(scale.idle)
-            taken = before - await anyio.to_thread.run_sync(available)
-            into.add(IDLE, taken / scale.idle)
-            for kernel in kernels:
+            made = await _some(manager, scale.idle)
+            into.add(IDLE, await _taken_since(before) / scale.idle)
+            for kernel in made:
                 await kernel.run(_CODE)
-            taken = before - await anyio.to_thread.run_sync(available)
-            into.add(IDLE_USED, taken / scale.idle)
-            await make(max(0, scale.alive - scale.idle - 10))
+            into.add(IDLE_USED, await _taken_since(before) / scale.idle)
+            await _some(manager, max(0, scale.alive - scale.idle - 10))
             for number in range(scale.samples):
                 name = f"m{number}"
                 into.add(ONE_MORE, await _time_kernel(sandbox, name, ipython=False))
-            await make(1, ipython=True)
-            kernels.clear()
-            before = await anyio.to_thread.run_sync(available)
-            few = max(1, scale.idle // 5)
-            await make(few, ipython=True)
-            for kernel in kernels:
-                await kernel.run(_CODE)
-            taken = before - await anyio.to_thread.run_sync(available)
-            into.add(IDLE_IPYTHON, taken / few)
+    few = max(1, scale.idle // 5)
+    async with LocalSandboxManager() as manager:
+        await _some(manager, 1, ipython=True)
+        before = await anyio.to_thread.run_sync(available)
+        for kernel in await _some(manager, few, ipython=True):
+            await kernel.run(_CODE)
+        into.add(IDLE_IPYTHON, await _taken_since(before) / few)
+
+
+async def _some(manager: LocalSandboxManager, count: int, *, ipython: bool = False) -> list[Kernel]:
+    """Sandboxes with a kernel each that has numpy."""
+    return [await _kernel(manager, "numpy", ipython=ipython) for _ in range(count)]
+
+
+async def _taken_since(before: float) -> float:
+    """MiB."""
+    return before - await anyio.to_thread.run_sync(available)
 
 
 def _config(*preload: str) -> dict[str, Any]:
