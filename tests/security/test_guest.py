@@ -121,11 +121,14 @@ def attach(other):
         pass
     os.close(number)  # at once: whoever lets go last is the one who waits
 
+# All are found before a thread opens one: here a copy of a lingering one would be let go of last.
+others = []
 for number in range(3, 64):
     try:
-        other = socket.socket(fileno=os.dup(number))
+        others.append(socket.socket(fileno=os.dup(number)))
     except OSError:
         continue
+for other in others:
     if other.family == socket.AF_UNIX:
         threading.Thread(target=attach, args=[other], daemon=True).start()
 import time
