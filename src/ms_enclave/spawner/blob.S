@@ -8,10 +8,13 @@
  *   +16  the carrier's part; free-running, so only in memory that no untrusted task maps:
  *        in    rdi  a struct msghdr            rsi  a struct clone_args
  *              r14  rseq area (0: none)      r15  rseq signature << 32 | length
+ *              r13  which of the slot's namespaces a child enters after it is born
  *              rbx  gid << 32 | uid (0: one-id map, no change of ids)
  *              waiting in descriptor 3: one byte with descriptors, which become 4: the slot's init,
  *                   5: what becomes 3, 6: the control group to be born in, for clone_args that
- *                   say so, 7: the station's pid namespace, and from 8 on `tasks` files to join
+ *                   say so, 7: the station's pid namespace, and from 8 on files to write "0" to: `tasks`
+ *                   of groups to join, and for the first process of a slot the counter of process
+ *                   numbers
  *        out   rax  pid of the kernel process, or -errno
  *   kernel's part (reached only through the clone above): out rax 0x600d, or -errno.
  *
@@ -72,7 +75,8 @@ blob:
   int3
 child:
   mov r12d, 8                   /* write("0") to every file from 8 on: only whoever joins a group
-                                   himself does not wait for all other processes to be moved */
+                                   himself does not wait for all other processes to be moved, and
+                                   only who is in a slot sets its counter */
 1:
   mov eax, 1
   mov edi, r12d
@@ -93,9 +97,9 @@ child:
   syscall
   test eax, eax
   js fail
-  mov eax, 308                  /* setns(slot, USER | NS | NET | IPC | UTS | CGROUP) */
+  mov eax, 308                  /* setns(slot, USER | NS | NET | UTS | CGROUP, most with IPC) */
   mov edi, 4
-  mov esi, 0x5e020000
+  mov esi, r13d
   syscall
   test eax, eax
   js fail

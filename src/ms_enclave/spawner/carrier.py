@@ -40,6 +40,8 @@ _PIDFD_OPEN, _SETNS, _CLOSE_RANGE = 434, 308, 436
 _CLONE_PARENT_CHILD = 0x8000 | 17
 _BIRTH = 0x01008000  # CLONE_CHILD_SETTID, CLONE_PARENT
 _CLONE_SHARED = 0x900  # CLONE_VM, CLONE_SIGHAND
+_ENTERED = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID  # in that one it is born
+_FIRST = 2  # the number of the first process beside init
 _CLONE_INTO_CGROUP = 0x200000000
 _PAGE = 4096
 _READ_EXECUTE, _READ_WRITE, _NEW, _IN_PLACE = (
@@ -51,7 +53,7 @@ _READ_EXECUTE, _READ_WRITE, _NEW, _IN_PLACE = (
 _MOST_DESCRIPTORS = 32
 _MOST_STATUS = 1 << 16
 _CLONE_ARGUMENTS = 96  # bytes from one to the next
-_MESSAGE, _VECTOR, _BYTE, _CONTROL, _CONTROL_LENGTH = 288, 352, 368, 384, 256
+_MESSAGE, _VECTOR, _BYTE, _NUMBER, _CONTROL, _CONTROL_LENGTH = 480, 544, 560, 568, 576, 256
 _JOINED = 6  # the descriptor in which blob.S has the group that a child is born in
 _THREAD_ID_OFFSET = 0x2D0  # glibc's struct pthread.tid, x86-64; checked, never trusted
 _THREAD_AREA = 0x800
@@ -132,10 +134,11 @@ class Birth:
 
     `channel` becomes its descriptor 3; `user` is its uid and gid inside, (0, 0) for a one-id map;
     `group` its control group, which it joins before it owns a page of its own; `limits` maps
-    RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use.
+    RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use; `single` whether nobody
+    else is ever to be made in the slot as long as it lives, so that it needs to share less with it.
     """
 
-    __slots__ = ("channel", "group", "limits", "processors", "slot", "user")
+    __slots__ = ("channel", "group", "limits", "processors", "single", "slot", "user")
 
     def __init__(
         self,
@@ -145,6 +148,8 @@ class Birth:
         group: Group,
         limits: ResourceLimits,
         processors: set[int],
+        *,
+        single: bool = False,
     ) -> None:
         self.slot = slot
         self.channel = channel
@@ -152,6 +157,7 @@ class Birth:
         self.group = group
         self.limits = limits
         self.processors = processors
+        self.single = single
 
 
 class Line:
@@ -160,6 +166,8 @@ class Line:
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.counter = _open_counter()
+        """Of process numbers, for who writes to it in a slot; None where the kernel has none."""
 
     def send(self, descriptors: list[int]) -> None:
         """One byte and descriptors for the next who reads."""
@@ -177,6 +185,15 @@ class Line:
         self.ours.close()
         self.theirs.close()
         os.close(self.home)
+        if self.counter is not None:
+            os.close(self.counter)
+
+
+def _open_counter() -> int | None:
+    try:
+        return os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def instantiate(carrier: Carrier, birth: Birth, line: Line) -> int:
@@ -187,6 +204,9 @@ def instantiate(carrier: Carrier, birth: Birth, line: Line) -> int:
     """
     folder, files = birth.group.entrance()
     way = 1 if folder is None else 0
+    if birth.single and line.counter is not None:
+        os.lseek(line.counter, 0, os.SEEK_SET)  # the kernel takes no number from further on
+        way, files = way + 3, [*files, line.counter]
     kernel = _bear(carrier.pid, carrier, birth, line, way, [folder or line.home, line.home, *files])
     try:
         _let_go(kernel, carrier, birth, entered=True)
@@ -212,19 +232,26 @@ def instantiate_with_shadow(carrier: Carrier, birth: Birth, line: Line) -> tuple
 
 
 def _call_data(address: int, thread_id: int) -> bytes:
-    """What the calls of blob.S point to, for a page at `address`: three ways to be born (into a
-    control group, where the carrier is, there and sharing its memory), and where descriptors come.
+    """What the calls of blob.S point to, for a page at `address`: five ways to be born (into a
+    control group, where the carrier is, there and sharing its memory, and the first two with a
+    number and an IPC namespace of its own), and where descriptors come.
     """
+    number = address + _NUMBER
     ways = (
-        (_BIRTH | _CLONE_INTO_CGROUP, _JOINED),
-        (_BIRTH, 0),
-        (_BIRTH | _CLONE_SHARED, 0),
+        (_BIRTH | _CLONE_INTO_CGROUP, 0, _JOINED),
+        (_BIRTH, 0, 0),
+        (_BIRTH | _CLONE_SHARED, 0, 0),
+        (_BIRTH | _CLONE_INTO_CGROUP | calls.CLONE_NEWIPC, number, _JOINED),
+        (_BIRTH | calls.CLONE_NEWIPC, number, 0),
     )
-    born = [struct.pack("=3Q7QQ8x", way, 0, thread_id, *[0] * 7, group) for way, group in ways]
+    born = [
+        struct.pack("=3Q5Q3Q8x", way, 0, thread_id, *[0] * 5, chosen, chosen and 1, group)
+        for way, chosen, group in ways
+    ]
     message = struct.pack(
         "=6QI12x", 0, 0, address + _VECTOR, 1, address + _CONTROL, _CONTROL_LENGTH, 0
     )
-    return b"".join(born) + message + struct.pack("=QQ", address + _BYTE, 1)
+    return b"".join(born) + message + struct.pack("=QQQI", address + _BYTE, 1, 0, _FIRST)
 
 
 def _bear(
@@ -236,6 +263,7 @@ def _bear(
     registers.rax, registers.orig_rax = 0, 2**64 - 1
     registers.rdi = carrier.data + _MESSAGE
     registers.rsi = carrier.data + way * _CLONE_ARGUMENTS
+    registers.r13 = _ENTERED & ~calls.CLONE_NEWIPC if way > 2 else _ENTERED
     registers.r14 = carrier.state.rseq_pointer
     registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
     registers.rbx = birth.user[1] << 32 | birth.user[0]
@@ -286,11 +314,14 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> No
         raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
     for kind, pair in birth.limits.items():
         resource.prlimit(kernel, kind, within(pair, _hard_limit(kind)))
-    os.sched_setaffinity(kernel, birth.processors)
+    away = birth.processors - os.sched_getaffinity(0)
+    os.sched_setaffinity(kernel, away or birth.processors)
     check_walls(kernel)
     birth.group.settle(kernel, birth.slot.outside(birth.user), entered=entered)
     tracer.load_state(kernel, carrier.state)
     tracer.detach(kernel)
+    if away:
+        os.sched_setaffinity(kernel, birth.processors)
 
 
 @functools.cache

@@ -452,10 +452,10 @@ class _Doors(zygote.Zygotes):
 
     def spawn(
         self, request: SpawnRequest, place: Slot, channel: int, user: User, group: Group,
-        limits: ResourceLimits, processors: set[int],
+        limits: ResourceLimits, processors: set[int], *, single: bool,
     ) -> int:  # fmt: skip
         yard: Any = place
-        del user
+        del user, single
         words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
         words += [f"{self.station.walls['guest']}/boot.py", "cold"]
         order = {

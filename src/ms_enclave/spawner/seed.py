@@ -139,6 +139,10 @@ class Home:
                     continue  # of a protocol that this kernel does not have
         return [os.pread(entry, _MOST_LOOKS, 0) for entry in self._looks]
 
+    def is_untouched(self) -> bool:
+        """Whether nobody can tell it from a new one."""
+        return not self.spoiled and self.look() == self._source.untouched
+
     def leave(self) -> None:
         """Every process of the slot is gone: give it to the next one, or end it."""
         self._source.take_back(self)
@@ -166,7 +170,9 @@ class Seed:
         self._steps = steps
         self._home_steps = [*network, Step("close_range", "close_range", 0, 2**32 - 1, 0)]
         self._spare: list[Home] = []
-        self._untouched: list[bytes] = []
+        self.untouched: list[bytes] = []
+        """What a new home looks like."""
+
         read, write = os.pipe()
         self.pid = calls.clone(0)
         if self.pid == 0:
@@ -267,7 +273,7 @@ class Seed:
         home = Home(self, self._clone(self.pid, _HOME))
         try:
             self._perform(home.pid, self._home_steps, self._first_of_home)
-            self._untouched = self._untouched or home.look()
+            self.untouched = self.untouched or home.look()
         except BaseException:
             home.end()
             raise
@@ -275,8 +281,7 @@ class Seed:
 
     def take_back(self, home: Home) -> None:
         """Keep a home for the next slot if nobody can tell it from a new one, else end it."""
-        room = len(self._spare) < _MOST_SPARE
-        if room and not home.spoiled and home.look() == self._untouched:
+        if len(self._spare) < _MOST_SPARE and home.is_untouched():
             self._spare.append(home)
         else:
             home.end()

@@ -29,6 +29,7 @@ __all__ = [
     "ROOTLESS_ID",
     "Slot",
     "SlotError",
+    "folder_names",
     "furnish",
     "init_steps",
     "make_slot",
@@ -39,6 +40,7 @@ ROOTLESS_ID = 1000
 _IDS = 65536
 _SHARED_MEMORY = b"size=64m,nr_inodes=1k,mode=1777"
 _ATTRIBUTES = calls.MOUNT_NOSUID | calls.MOUNT_NODEV
+_NOATIME = 0x10  # MOUNT_ATTR_NOATIME: to have looked into a folder leaves nothing behind
 _MASKED = (  # shows the host's hardware, users or kernel; not one of them is needed by a program
     "acpi", "asound", "cmdline", "config.gz", "diskstats", "interrupts", "iomem", "kallsyms",
     "kcore", "key-users", "keys", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats",
@@ -260,13 +262,13 @@ def furnish(
     base = slot.first_id or 0
     inside = (user[0] + base, user[1] + base) if slot.first_id is not None else (0, 0)
     folders = [("tmp", "/tmp", 0o1777, (base, base)), ("work", work, 0o755, inside)]
-    if work == "/tmp":
-        del folders[1]
+    del folders[len(folder_names(work)) :]
     trees: Trees = []
     store = -1
     try:
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
-        store = calls.make_filesystem("tmpfs", options, _ATTRIBUTES)
+        attributes = _ATTRIBUTES if layers else _ATTRIBUTES | _NOATIME
+        store = calls.make_filesystem("tmpfs", options, attributes)
         layered = layers and _add_overlays(store, folders, trees)
         if not layered:
             _add_plain_folders(store, folders, trees)
@@ -280,6 +282,11 @@ def furnish(
         for tree, _ in {*trees, *volumes}:
             os.close(tree)
     return Store(store, layered, size, inodes)
+
+
+def folder_names(work: str) -> tuple[str, ...]:
+    """Folders of a store that a slot shows as they are, where they have no layers above them."""
+    return ("tmp",) if work == "/tmp" else ("tmp", "work")
 
 
 def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:

@@ -32,6 +32,7 @@ from ms_enclave.spawner import (
     alone,
     cgroups,
     network,
+    rooms,
     root,
     seed,
     slot,
@@ -105,8 +106,16 @@ class Box:
         self.once = False
         """Whether it ends with its first process, and nobody asks for that."""
 
+        self.room: rooms.Room | None = None
+
         self.mourning: list[int] = []
         """Requests to be told that it is lost, when nothing of it is left."""
+
+    def close(self) -> None:
+        """Let go of what it stores in while its slot still has that. Idempotent."""
+        if self.room is not None:
+            self.room.close()
+        self.store.close()
 
 
 class Process:
@@ -133,6 +142,7 @@ class Process:
         self.before: dict[int, int] | None = {}  # who was in the slot already
         self.cause: str | None = None
         self.ended = False
+        self.was_alone = False  # it ended well, and the group had no other process
         self.peak = 0
         self.count = 0
         self.cpu_each: dict[tuple[int, int], float] = {}  # s, of whom was seen last
@@ -176,10 +186,13 @@ class Station:
         self.leaving: list[tuple[network.Network, int | None]] = []
         self.spare: list[slot.Slot] = []
         self.free_numbers = set(range(1, plan["slots"]))
-        self.discarded: dict[int, slot.Slot] = {}
+        self.unused: dict[int, slot.Slot] = {}
+        """Slots that no sandbox has, by their inits: spare, empty or about to end."""
+
         self.no_spare_before = 0.0
         self.inits: seed.Forks | seed.Seed | None = None
         self.ahead = ahead.Ahead(self)
+        self.rooms = rooms.Rooms(self)
         self.last_request = self.last_birth = 0.0
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
@@ -280,7 +293,8 @@ class Station:
             return _REST * 1000 + 1
         if few or self.zygotes.preparing:
             return _SPARE_AGAIN * 1000
-        return None if self.ahead.patience is None else self.ahead.patience * 1000 + 1
+        waits = [each.patience for each in (self.ahead, self.rooms) if each.patience is not None]
+        return min(waits) * 1000 + 1 if waits else None
 
     def describe(self) -> dict[str, object]:
         return {
@@ -338,21 +352,28 @@ class Station:
     def open_box(self, request: OpenRequest, *, once: bool = False) -> Box:
         """Give a sandbox a slot. One for a single run has no use for layers."""
         limits = request["limits"]
-        place = self.take_slot()
         user = self.inner_user(request["user"])
+        kind = limits["disk"], limits["inodes"], user
+        room = self.rooms.take(kind) if once else None
+        place = self.take_slot() if room is None else room.place
         group: cgroups.Group | None = None
         try:
             group = self.groups.lend(limits["memory"], limits["pids"], limits["cpu"])
-            store = slot.furnish(
+            store = room.store if room is not None else slot.furnish(
                 place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
                 self.volumes(place, user), layers=self.plan["layers"] and not once,
             )  # fmt: skip
+            if once and room is None and self.rooms.can_last(place):
+                room = rooms.Room(place, store, kind, slot.folder_names(self.plan["work"]))
         except BaseException:
             if group is not None:
                 self.let_go(group)
+            if room is not None:
+                room.close()
             self.discard(place)
             raise
         box = Box(request["box"], place, store, group)
+        box.room = room
         self.boxes[box.name] = box
         self.by_init[place.init] = box
         box.user = user
@@ -458,9 +479,15 @@ class Station:
                 way.question = None
 
     def take_slot(self) -> slot.Slot:
-        return self.spare.pop() if self.spare else self.make_slot()
+        if not self.spare:
+            return self.make_slot()
+        place = self.spare.pop()
+        del self.unused[place.init]
+        return place
 
     def make_slot(self) -> slot.Slot:
+        if not self.free_numbers:
+            self.rooms.let_go()
         if not self.free_numbers:
             raise slot.SlotError("every slot of this station is in use", 87)  # EUSERS
         number = self.free_numbers.pop()
@@ -486,10 +513,11 @@ class Station:
 
     def discard(self, place: slot.Slot) -> None:
         """End a slot that no sandbox has."""
+        self.unused.pop(place.init, None)
         if tracer.kill(place.init):
             self.free(place)
         else:
-            self.discarded[place.init] = place  # its ids are free when it is reaped
+            self.unused[place.init] = place  # its ids are free when it is reaped
 
     def free(self, place: slot.Slot) -> None:
         """A slot's init is reaped, so every process of it is gone."""
@@ -584,8 +612,19 @@ class Station:
     def end(self, box: Box) -> None:
         """Begin the end of a sandbox: the kernel takes its whole namespace with the init."""
         box.ending = True
-        box.store.close()
+        box.close()
         os.kill(box.slot.init, signal.SIGKILL)
+
+    def leave(self, process: Process) -> None:
+        """The run of a sandbox for one is over: keep its room for the next one, or end it."""
+        box = process.box
+        wanted = box.ending or box.mourning  # its end
+        if wanted or not self.rooms.keep(box, process):
+            self.end(box)
+            return
+        del self.boxes[box.name]
+        del self.by_init[box.slot.init]
+        self.let_go(box.group)
 
     def do_close(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:
         box = self.boxes.get(request["box"])
@@ -611,7 +650,7 @@ class Station:
             self.processes.pop(
                 process.number, None
             )  # its group may be another sandbox's from now on
-        box.store.close()
+        box.close()
         if box.kept is not None:
             box.kept.close()
         self.let_go(box.group)
@@ -660,8 +699,9 @@ class Station:
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
             processors = self.choose_processors(box, request["cpu"])
             pid = self.zygotes.spawn(
-                request, box.slot, descriptors[0], user, group, limits, processors
-            )
+                request, box.slot, descriptors[0], user, group, limits, processors,
+                single=box.room is not None,
+            )  # fmt: skip
         except BaseException as error:
             starved = group.oom_kills() > 0
             self.let_go(group)
@@ -768,8 +808,10 @@ class Station:
                 self.ended(self.by_pid.pop(pid), status, usage)
             elif pid in self.by_init:
                 self.closed(self.by_init[pid])
-            elif pid in self.discarded:
-                self.free(self.discarded.pop(pid))
+            elif pid in self.unused:
+                self.rooms.ended(pid)
+                self.spare = [place for place in self.spare if place.init != pid]
+                self.free(self.unused.pop(pid))
             else:
                 self.helper_ended(pid)
 
@@ -804,6 +846,9 @@ class Station:
             return
         if figures.refused_forks or process.crowded:
             self.kill_run(process, None)  # it ended well, but leaves no room for the next
+        process.was_alone = (
+            figures.processes == 1 and not figures.refused_forks and not process.ending
+        )
         self.send(row)
         if not process.kill_requests:
             self.forget(process)
@@ -848,7 +893,7 @@ class Station:
         self.processes.pop(process.number, None)
         process.box.processes.pop(process.number, None)
         if process.box.once:
-            self.end(process.box)
+            self.leave(process)
         else:
             self.bound_store(process.box)
             process.group.put_away()  # one with daemons in it goes when the sandbox does
@@ -876,8 +921,10 @@ class Station:
         ]
         if self.alone.since is not None:
             self.ahead.drop()
+            self.rooms.let_go()
         else:
             self.ahead.look()
+            self.rooms.look()
             self.stock_up(now)
         self.zygotes.give_up_late()
 
@@ -908,7 +955,9 @@ class Station:
             if self.ahead.wants:
                 self.ahead.begin()
             else:
-                self.spare.append(self.make_slot())
+                place = self.make_slot()
+                self.spare.append(place)
+                self.unused[place.init] = place
         except (OSError, tracer.TraceError, tracer.InterferedError, slot.SlotError):
             # Only a head start is missing; whoever needs a slot will hear why there is none.
             self.no_spare_before = now + _SPARE_AGAIN

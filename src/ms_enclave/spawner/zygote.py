@@ -143,6 +143,8 @@ class Zygotes:
         group: Group,
         limits: ResourceLimits,
         processors: set[int],
+        *,
+        single: bool,
     ) -> int:
         """Start a process in a slot; what it is to do it reads from its channel itself."""
         if self.bare is None and self.reason is None:
@@ -156,7 +158,7 @@ class Zygotes:
         if request["kind"] in ("python", "kernel"):
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            birth = carrier.Birth(place, channel, user, group, limits, processors)
+            birth = carrier.Birth(place, channel, user, group, limits, processors, single=single)
             return carrier.instantiate(source, birth, self.line)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
