@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +160,10 @@ def inits() -> set[int]:
         if "station.py" in Path(f"/proc/{station}/cmdline").read_text():
             children = Path(f"/proc/{station}/task/{station}/children").read_text().split()
             own = namespaces(station)["pid"]
-            found |= {int(pid) for pid in children if namespaces(int(pid))["pid"] != own}
+            for pid in map(int, children):
+                with suppress(FileNotFoundError):  # it has just ended
+                    if namespaces(pid)["pid"] != own:
+                        found.add(pid)
     return found
 
 

@@ -16,6 +16,7 @@ from ms_enclave.channel.process import SpawnRequest
 
 if TYPE_CHECKING:
     from ms_enclave.model import CommandResult, ProcessSandboxConfig
+    from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient
 
 __all__ = ["MOST_STDIN", "Fresh"]
@@ -37,6 +38,7 @@ class Fresh:
         self._box_limits = requests.box_limits(self._limits)
         self._environment = merge_environment(environment, config.env_vars)
         self._user = user
+        self._last: tuple[float | None, ResolvedLimits, bytes] | None = None
 
     async def run(self, code: str, *, stdin: bytes | None, timeout: float | None) -> CommandResult:
         """Run a program to its end; when this returns or raises, it has ended.
@@ -46,15 +48,20 @@ class Fresh:
             SandboxLostError: the sandbox failed.
         """
         config = self._config
-        limits = config.resolve_limits(timeout=timeout)
+        limits, like = self._held(timeout)
         job = execution.Job(command=code, limits=limits, isolation="namespace")
         request = SpawnRequest(
             argv=None, code=code, cwd=config.working_dir, env=self._environment,
             stdin=stdin is not None, limits=limits,
         )  # fmt: skip
         document = requests.code_document(request, list(config.preload or ()), config.seed)
-        fields = requests.station_fields(limits, self._user, self.station.facts)
-        fields["preload"] = document["preload"]
-        return await follow(
-            lambda: self.station.run(document, fields, self._box_limits, stdin), job
-        )
+        return await follow(lambda: self.station.run(document, like, stdin), job)
+
+    def _held(self, timeout: float | None) -> tuple[ResolvedLimits, bytes]:
+        """The limits of a run, and what the station is told of them: mostly those of the last."""
+        if self._last is None or self._last[0] != timeout:
+            limits = self._config.resolve_limits(timeout=timeout)
+            fields = requests.station_fields(limits, self._user, self.station.facts)
+            fields["preload"] = list(self._config.preload or ())
+            self._last = timeout, limits, self.station.run_like(fields, self._box_limits)
+        return self._last[1:]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
-_MOMENT = 0.005  # s after which output is read while the program runs
+_MOMENT = 0.02  # s after which output is read while the program runs
 _MOST_READS = 1 << 20
 
 

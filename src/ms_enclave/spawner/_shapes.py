@@ -208,6 +208,15 @@ class RunRequest(OpenRequest, SpawnRequest):
     """Start a process in a sandbox of its own."""
 
 
+class NewRun(BoxRequest):
+    """The same as it comes: what a run has for itself, and on lines of their own what it has in
+    common with others (the rest of a `RunRequest`, JSON) and the first message for the process."""
+
+    process: int
+    like: bytes
+    message: bytes
+
+
 class ProcessRequest(TypedDict):
     """A request about a process; `kill` is no more than that."""
 

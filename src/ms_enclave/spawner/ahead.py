@@ -7,7 +7,6 @@ and is let go when no such run is asked for any more.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from time import monotonic
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Ahead"]
 
 _KEPT_SECONDS = 3.0
-_MESSAGE = 1 << 16
-_DESCRIPTORS = 8
-_OWN = ("q", "op", "box", "process")  # what each run has for itself
 
 
 class _Waiting:
@@ -39,7 +35,7 @@ class Ahead:
         self.station = station
         self.waiting: list[_Waiting] = []
         self.request: RunRequest | None = None
-        self.kind: str = ""
+        self.like = b""
         self.used = 0.0
         self.made = 0
 
@@ -54,37 +50,20 @@ class Ahead:
         """Seconds until what is there is to be let go; None for never."""
         return max(0.0, self.used + _KEPT_SECONDS - monotonic()) if self.waiting else None
 
-    def take(self, request: RunRequest, descriptors: list[int]) -> Process | None:
+    def take(self, like: bytes, message: bytes, descriptors: list[int]) -> Process | None:
         """The process for a run, with its program; None where none was begun like it."""
-        asked: dict[str, object] = dict(request)
-        for name in _OWN:
-            del asked[name]
-        kind = json.dumps(asked)
-        if kind != self.kind:
+        if like != self.like:
             self.drop()
-        self.request, self.kind, self.used = request, kind, monotonic()
+        if self.request is None:
+            self.request, self.like = json.loads(like), like
+        self.used = monotonic()
         while self.waiting:
             found = self.waiting.pop()
-            if self._hand_over(found, descriptors[0]):
-                return found.process
+            with found.channel:
+                if not found.process.ended:
+                    socket.send_fds(found.channel, [message], descriptors)
+                    return found.process
         return None
-
-    def _hand_over(self, found: _Waiting, channel: int) -> bool:
-        """Pass on what waits in a channel for a process; False if that one has ended."""
-        with found.channel:
-            if found.process.ended:
-                return False
-            with socket.socket(fileno=channel) as theirs:
-                try:
-                    data, passed, _, _ = socket.recv_fds(theirs, _MESSAGE, _DESCRIPTORS)
-                finally:
-                    theirs.detach()
-            try:
-                socket.send_fds(found.channel, [data], passed)
-            finally:
-                for descriptor in passed:
-                    os.close(descriptor)
-        return True
 
     def begin(self) -> None:
         """Begin one. Raises what `Station.begin_run` raises, and then none is wanted any more."""

@@ -8,6 +8,7 @@
  *   +16  the carrier's part; free-running, so only in memory that no untrusted task maps:
  *        in    rdi  a struct msghdr            rsi  a struct clone_args
  *              r14  rseq area (0: none)      r15  rseq signature << 32 | length
+ *              r12  0 to come back from the slot's pid namespace
  *              r13  which of the slot's namespaces a child enters after it is born
  *              rbx  gid << 32 | uid (0: one-id map, no change of ids)
  *              waiting in descriptor 3: one byte with descriptors, which become 4: the slot's init,
@@ -57,12 +58,15 @@ blob:
   jz child
   js fail
   mov r8d, eax
+  test r12d, r12d
+  jnz 1f
   mov eax, 308                  /* back, else the next generation is born in this slot */
   mov edi, 7
   mov esi, 0x20000000
   syscall
   test eax, eax
   js fail
+1:
   mov eax, 436                  /* close_range(4, ~0, 0): 3 stays taken, so that the next
                                    generation's descriptors come where they are looked for */
   mov edi, 4

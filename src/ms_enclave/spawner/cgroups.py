@@ -484,7 +484,7 @@ class Group:
 
     def renew(self) -> bool:
         """Make it as a new one is, with the group of one run below; False where that cannot be."""
-        if len(self._children) > 1 or not self._is_blank():
+        if len(self._children) > 1 or not self._renew_own():
             return False
         if not all(child._reset() for child in self._children):
             return False

@@ -27,7 +27,7 @@ from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
 from ms_enclave.spawner.terminal import HostTerminal, NothingReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from ms_enclave.spawner.keeping import Survivor
 
@@ -332,32 +332,35 @@ class StationClient:
         terminal.set_size(*size)
         return terminal
 
+    @staticmethod
+    def run_like(fields: Mapping[str, Any], limits: Mapping[str, Any]) -> bytes:
+        """What runs have in common whose processes have these fields for the station, and whose
+        sandboxes these limits: the shape is `_shapes.RunRequest`."""
+        return json.dumps({"kind": "python", "limits": limits, **fields}).encode()
+
     async def run(
-        self, document: Mapping[str, Any], fields: Mapping[str, Any], limits: Mapping[str, Any],
-        stdin: bytes | None,
-    ) -> StationProcess:  # fmt: skip
+        self, document: Mapping[str, Any], like: bytes, stdin: bytes | None
+    ) -> StationProcess:
         """Start a process in a fresh sandbox of its own, which ends with it.
 
         Returns when the request is on its way: what becomes of it, the process's `wait` says.
-        `stdin` is all of its input and must fit into a pipe. Raises SandboxLostError.
+        `like` is from `run_like`; `stdin` is all of its input and must fit into a pipe. Raises
+        SandboxLostError.
         """
-        process, ours, theirs = self._new_process(stdin=stdin is not None)
+        process = self._new_process(stdin=stdin is not None)
         number = process.number
         self._boxes[f"run-{number}"] = process.lost
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         answer.add_done_callback(process.not_started)
         try:
-            with ours, theirs:
-                if stdin is not None and process.input is not None:
-                    os.write(process.input.fileno(), stdin)
-                    process.input.close()
-                send_request(ours, document, process.inner_ends)
-                packet = _packet({
-                    "q": number, "op": "run", "box": f"run-{number}", "kind": "python",
-                    "process": number, "limits": limits, **fields,
-                })  # fmt: skip
-                await self._deliver(packet, [theirs.fileno()])
+            if stdin is not None and process.input is not None:
+                os.write(process.input.fileno(), stdin)
+                process.input.close()
+            own = {"q": number, "op": "run", "box": f"run-{number}", "process": number}
+            with _first_message(document, process.inner_ends) as (message, descriptors):
+                packet = b"\n".join((json.dumps(own).encode(), like, message))
+                await self._deliver(packet, descriptors)
         except BaseException:
             await self._give_up(process)
             raise
@@ -403,7 +406,13 @@ class StationClient:
         *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False,
     ) -> tuple[StationProcess, socket.socket]:  # fmt: skip
         """A started process and our end of its channel, or nothing that is left of it."""
-        process, ours, theirs = self._new_process(stdin=stdin, terminal=terminal, behind=behind)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            process = self._new_process(stdin=stdin, terminal=terminal, behind=behind)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         try:
             with theirs:
                 send_request(ours, document, process.inner_ends)
@@ -427,21 +436,15 @@ class StationClient:
 
     def _new_process(
         self, *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False
-    ) -> tuple[StationProcess, socket.socket, socket.socket]:
-        """A process that is to be, and both ends of its channel; OSError leaves nothing open."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            number = next(self._numbers)
-            if terminal is None or behind:
-                process = StationProcess(self, number, stdin=stdin, terminal=terminal)
-            else:
-                process = TerminalProcess(self, number, terminal)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
+    ) -> StationProcess:
+        """A process that is to be. OSError leaves nothing open."""
+        number = next(self._numbers)
+        if terminal is None or behind:
+            process = StationProcess(self, number, stdin=stdin, terminal=terminal)
+        else:
+            process = TerminalProcess(self, number, terminal)
         self._processes[process.number] = process
-        return process, ours, theirs
+        return process
 
     async def _give_up(self, process: StationProcess) -> None:
         """Leave nothing of a spawn that failed or was cancelled: the station may be doing it."""
@@ -496,19 +499,21 @@ def send_request(
 
     A long request goes as a file in memory, so that its size does not matter.
     """
+    with _first_message(document, descriptors) as (message, attached):
+        socket.send_fds(connected, [message], attached)
+
+
+@contextlib.contextmanager
+def _first_message(
+    document: Mapping[str, Any], descriptors: Sequence[int]
+) -> Generator[tuple[bytes, list[int]], None, None]:
+    """A process's first message, and what is attached to it."""
     content = json.dumps(document).encode()
     if len(content) <= _INLINE:
-        socket.send_fds(connected, [b"\2", content], list(descriptors))
+        yield b"\2" + content, list(descriptors)
         return
-    request = os.memfd_create("request")
-    try:
-        os.set_blocking(request, False)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(request, view) :]
-        socket.send_fds(connected, [b"\1"], [request, *descriptors])
-    finally:
-        os.close(request)
+    with _memory_file(content) as request:
+        yield b"\1", [request.fileno(), *descriptors]
 
 
 def start_error(row: Mapping[str, Any]) -> SandboxStartError | IsolationUnavailableError:

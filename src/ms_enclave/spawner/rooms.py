@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from time import monotonic, time_ns
+from time import monotonic, time, time_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _KEPT_SECONDS = 3.0
 _AGE = 1_000_000_000
 """Nanoseconds that a folder's times lie behind the clock: what is done in it shows although the
 kernel takes the time of its last tick for now."""
+_TICK = 0.02
+"""Seconds: more than there are from one of the kernel's ticks to the next."""
 _SHOWN = ("dev/shm", "dev/pts", "dev/pts/ptmx")
 
 
@@ -46,13 +48,14 @@ class Room:
     then, too.
     """
 
-    __slots__ = ("_folders", "_looks", "kind", "place", "store")
+    __slots__ = ("_folders", "_looks", "_made", "kind", "place", "store")
 
     def __init__(self, place: Slot, store: Store, kind: Kind, names: tuple[str, ...]) -> None:
         self.place = place
         self.store = store
         self.kind = kind
         self._folders: list[int] = []
+        self._made = time()
         try:
             for name in names:
                 self._watch(name, store.descriptor)
@@ -71,15 +74,20 @@ class Room:
     def _look(self) -> list[tuple[int, ...]]:
         return [_facts(os.fstat(folder)) for folder in self._folders]
 
-    def is_untouched(self) -> bool:
-        """Whether nothing tells that somebody was there whose only process is gone."""
+    def is_untouched(self, since: float) -> bool:
+        """Whether nothing tells that somebody was there since a time (s since the epoch) whose only
+        process is gone."""
         home = self.place.home
         return (
             home is not None
             and self._look() == self._looks
-            and not any(os.listxattr(f"/proc/self/fd/{folder}") for folder in self._folders)
+            and (since - self._made > _TICK or not self._has_attributes())
             and home.is_untouched()
         )
+
+    def _has_attributes(self) -> bool:
+        """What is set at once after the folder was made may leave it no other time of change."""
+        return any(os.listxattr(f"/proc/self/fd/{folder}") for folder in self._folders)
 
     def close(self) -> None:
         """Let go of it while the slot still has what it is made of."""
@@ -140,7 +148,7 @@ class Rooms:
         if room is None or not process.was_alone or len(self.empty) >= _MOST:
             return False
         with suppress(OSError):
-            if room.is_untouched():
+            if room.is_untouched(process.began):
                 self.used = monotonic()
                 self.empty.append(room)
                 self.station.unused[room.place.init] = room.place

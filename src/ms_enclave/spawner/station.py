@@ -3,8 +3,8 @@
 `python -I -S station.py CONTROL LIFE PLAN`, executed by the launcher's child inside the finished
 root. Single-threaded, because ptrace belongs to a thread. It speaks JSON packets with descriptors
 over CONTROL and never reads a byte that user code wrote: what a program is, reads and prints
-passes through descriptors that it only hands on. It ends when CONTROL (the owner) or LIFE (the
-launcher) closes, and the kernel then ends everything else.
+passes through descriptors, or in a message, that it only hands on. It ends when CONTROL (the owner)
+or LIFE (the launcher) closes, and the kernel then ends everything else.
 
 Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `close` and, for
 sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q`
@@ -46,13 +46,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from resource import struct_rusage
-    from typing import Any
+    from typing import Any, TypeVar
 
     from ms_enclave.spawner._shapes import (
         Answer,
+        BoxLimits,
         BoxRequest,
         ExitRow,
         KeepRequest,
+        NewRun,
         OpenRequest,
         PrepareRequest,
         ProcessRequest,
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
         User,
     )
     from ms_enclave.spawner.store import Store
+
+    _N = TypeVar("_N", int, float)
 
 __all__ = ["Station", "main"]
 
@@ -327,7 +331,7 @@ class Station:
             return False
         if not data:
             return False
-        request = json.loads(data)
+        request = _parsed(data)
         self.last_request = time.monotonic()
         try:
             do: Callable[[Any, list[int]], Answer | None] = getattr(self, f"do_{request['op']}")
@@ -349,8 +353,9 @@ class Station:
     def do_open(self, request: OpenRequest, _descriptors: list[int]) -> Answer:
         return {"ok": self.facts_of(self.open_box(request))}
 
-    def open_box(self, request: OpenRequest, *, once: bool = False) -> Box:
-        """Give a sandbox a slot. One for a single run has no use for layers."""
+    def open_box(self, request: OpenRequest, run: RunRequest | None = None) -> Box:
+        """Give a sandbox a slot. One for a single run has no use for layers, and one group."""
+        once = run is not None
         limits = request["limits"]
         user = self.inner_user(request["user"])
         kind = limits["disk"], limits["inodes"], user
@@ -358,7 +363,7 @@ class Station:
         place = self.take_slot() if room is None else room.place
         group: cgroups.Group | None = None
         try:
-            group = self.groups.lend(limits["memory"], limits["pids"], limits["cpu"])
+            group = self.groups.lend(*(_held(limits) if run is None else _held_once(run)))
             store = room.store if room is not None else slot.furnish(
                 place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
                 self.volumes(place, user), layers=self.plan["layers"] and not once,
@@ -575,11 +580,18 @@ class Station:
             return None
         return {"ok": {}}
 
-    def do_run(self, request: RunRequest, descriptors: list[int]) -> Answer | None:
+    def do_run(self, request: NewRun, descriptors: list[int]) -> Answer | None:
         """A sandbox for one process. Answered only where that does not start: its end is news."""
-        process = self.ahead.take(request, descriptors)
+        process = self.ahead.take(request["like"], request["message"], descriptors)
         if process is None:
-            answer = self.try_run(request, descriptors[0])
+            row: Any = {
+                **json.loads(request["like"]), "q": request["q"],
+                "box": request["box"], "process": request["process"],
+            }  # fmt: skip
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with ours, theirs:
+                socket.send_fds(ours, [request["message"]], descriptors)
+                answer = self.try_run(row, theirs.fileno())
             return None if isinstance(answer, Process) else answer
         box = self.boxes.pop(process.box.name)
         box.name = request["box"]
@@ -598,7 +610,7 @@ class Station:
         return answer
 
     def try_run(self, request: RunRequest, channel: int) -> Process | Answer | None:
-        box = self.open_box(request, once=True)
+        box = self.open_box(request, request)
         try:
             answer = self.do_spawn(request, [channel])
         except BaseException:
@@ -670,6 +682,11 @@ class Station:
         if not self.groups.take_back(group):
             self.leftovers.append((group, time.monotonic() + _GIVE_UP))
 
+    def let_go_of_run(self, box: Box, group: cgroups.Group) -> None:
+        """The same for the group of a run that was not started: its sandbox's own stays."""
+        if group is not box.group:
+            self.let_go(group)
+
     def do_prepare(self, request: PrepareRequest, _descriptors: list[int]) -> Answer | None:
         """Import modules ahead of need; answered when they are in, or with why they are not."""
         key = json.dumps(request["preload"])
@@ -692,7 +709,7 @@ class Station:
         if not box.once and self.is_full(box):
             return {"ok": {"pid": 0, "refused": "process_limit"}}
         before = self.before(request, box)
-        group = box.group.child(request["memory"], request["pids"], request["cpu"])
+        group = box.group if box.once else box.group.child(*_held(request))
         try:
             self.bound_store(box, (request["disk"], request["inodes"]))
             user = self.inner_user(request["user"])
@@ -704,7 +721,7 @@ class Station:
             )  # fmt: skip
         except BaseException as error:
             starved = group.oom_kills() > 0
-            self.let_go(group)
+            self.let_go_of_run(box, group)
             self.bound_store(box)
             if getattr(error, "errno", None) == errno.EAGAIN:
                 return {"ok": {"pid": 0, "refused": "process_limit"}}
@@ -1011,6 +1028,30 @@ class Station:
         if most is not None and seen.memory > most and not process.ended:
             self.kill_run(process, "oom")
         return seen
+
+
+def _parsed(packet: bytes) -> dict[str, Any]:
+    """A request: JSON, and for a new run two lines more that are not looked into."""
+    first, *more = packet.split(b"\n", 2)
+    request = json.loads(first)
+    if more:
+        request["like"], request["message"] = more
+    return request
+
+
+def _held(limits: BoxLimits | SpawnRequest) -> tuple[int | None, int | None, float | None]:
+    return limits["memory"], limits["pids"], limits["cpu"]
+
+
+def _held_once(run: RunRequest) -> tuple[int | None, int | None, float | None]:
+    """What holds a sandbox and what holds its only run hold the same processes."""
+    (memory, pids, cpu), (memory_too, pids_too, cpu_too) = _held(run["limits"]), _held(run)
+    return _least(memory, memory_too), _least(pids, pids_too), _least(cpu, cpu_too)
+
+
+def _least(one: _N | None, other: _N | None) -> _N | None:
+    """The smaller of two limits; None is none."""
+    return other if one is None else one if other is None else min(one, other)
 
 
 def _split(usage: struct_rusage, cpu: float) -> tuple[float, float]:

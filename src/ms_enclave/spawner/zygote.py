@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+_AT_ONCE = {"LD_BIND_NOW": "1"}  # what copies call is found once, and not by each
 _IMPORT_SECONDS = 25.0  # less than whoever asked waits for an answer
 _IMPORT_MEMORY = 8 << 30
 _IMPORT_PROCESSES = 256
@@ -128,7 +129,7 @@ class Zygotes:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             calls.set_seccomp(self.traced_filter)
             words = self._words("zygote")
-            os.execve(words[0], words, ENVIRONMENT)
+            os.execve(words[0], words, {**ENVIRONMENT, **_AT_ONCE})
         finally:
             os._exit(125)
 
