@@ -485,11 +485,23 @@ def _exit(event: dict[str, Any]) -> Exit:
     return Exit(
         exit_code=code,
         signal=number,
+        cause=_cause(event.get("hit")),
         cpu_user=seconds_in(event, "cpu_user"),
         cpu_system=seconds_in(event, "cpu_system"),
         peak_memory=None if peak is None else number_in(event, "peak_memory"),
         source="rusage",
     )
+
+
+def _cause(hit: object) -> str | None:
+    """The limit of its container that a program ran into, where its guest can see that."""
+    for name, cause in _CAUSES.items():
+        if isinstance(hit, list) and name in hit:
+            return cause
+    return None
+
+
+_CAUSES = {"oom": "oom", "processes": "process_limit"}
 
 
 def _rlimits(limits: ResolvedLimits | None) -> dict[str, int]:

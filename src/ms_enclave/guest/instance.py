@@ -308,6 +308,9 @@ def _keep_nothing_of_ours() -> None:
     for name in list(sys.modules):
         if name == _PACKAGE or name.startswith(_PACKAGE + "."):
             del sys.modules[name]
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "guest_sources")]
+    for finder in finders:
+        sys.meta_path.remove(finder)
 
 
 class _Flags(_Values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from . import execution
+from . import execution, kills
 from .call import Refused
 from .loop import READ, WRITE, Cancelled, Task
 from .protocol import STDERR, STDIN, STDOUT, TERMINAL
@@ -103,6 +103,8 @@ class _Relay:
         self._behind = child.kept >= 0
         self._said_pid = False
         self._said_exit = False
+        self._kills = kills.counts()
+        self._hit: list[str] | None = None
         self._input = b""
         self._held = b""
 
@@ -131,9 +133,19 @@ class _Relay:
         self._feed()
         if more:
             return 0
-        if child.exit is not None and not self._said_exit:
+        if child.exit is not None and not self._said_exit and self._makes_room():
             self._say_exit()
         return None if not self.ended else 0
+
+    def _makes_room(self) -> bool:
+        """Whether its end may be told. Where it ran into the limit of processes, what it leaves
+        behind ends with it first: whatever comes next is to find room."""
+        child = self._child
+        if self._hit is None:
+            self._hit = kills.risen(self._kills) if child.exit and child.exit[0] else []
+            if "processes" in self._hit:
+                self._call.loop.start(Task(kill_tree(child), lambda _failure, _result: None))
+        return child.gone or "processes" not in self._hit
 
     def _say_exit(self) -> None:
         assert self._child.exit is not None  # noqa: S101 - asked just before
@@ -144,7 +156,7 @@ class _Relay:
         status, user, system, peak = self._child.exit
         code, number = execution.exit_code(status)
         figures = {"cpu_user": user, "cpu_system": system, "peak_memory": peak or None}
-        self._call.send_event(dict(figures, exit=code, signal=number))
+        self._call.send_event(dict(figures, exit=code, signal=number, hit=self._hit))
 
     def _pump(self, name: str, channel: int) -> bool:
         """Send what a pipe holds; True when there may be more to send at once."""

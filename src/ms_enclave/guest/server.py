@@ -18,12 +18,22 @@ from .loop import READ, WRITE, Cancelled, Loop, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Sequence
+    from typing import Any, Callable, Protocol, Sequence
 
     from .loop import Steps
     from .protocol import Frame
 
-__all__ = ["serve"]
+    class Link(Protocol):
+        """A channel of two non-blocking directions, which may be one descriptor."""
+
+        def source(self) -> int: ...
+        def target(self) -> int: ...
+        def recv(self, size: int) -> bytes: ...
+        def send(self, data: bytes | memoryview) -> int: ...
+        def close(self) -> None: ...
+
+
+__all__ = ["serve", "serve_link"]
 
 _MAX_CALLS = 1024
 _RECEIVE = 1 << 18
@@ -50,27 +60,51 @@ def serve(fd: int, moved: Sequence[Sequence[str]] = ()) -> None:
         if spare > 2:
             os.close(spare)
             break
-    connection = _socket.socket(fileno=fd)
-    connection.setblocking(False)
-    os.set_inheritable(fd, False)
+    serve_link(_Socket(fd), moved)
+
+
+def serve_link(link: Link, moved: Sequence[Sequence[str]] = ()) -> None:
+    """The same over any link, which is closed at the end."""
     loop = Loop()
-    server = _Server(connection, loop, moved)
+    server = _Server(link, loop, moved)
     try:
         server.run()
     finally:
         server.end_everything()
         loop.close()
-        connection.close()
+        link.close()
+
+
+class _Socket:
+    """A connected stream socket as a link."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = _socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        os.set_inheritable(fd, False)
+
+    def source(self) -> int:
+        return self._socket.fileno()
+
+    def target(self) -> int:
+        return self._socket.fileno()
+
+    def recv(self, size: int) -> bytes:
+        return self._socket.recv(size)
+
+    def send(self, data: bytes | memoryview) -> int:
+        return self._socket.send(data)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class _Server:
-    def __init__(
-        self, connection: _socket.socket, loop: Loop, moved: Sequence[Sequence[str]]
-    ) -> None:
+    def __init__(self, link: Link, loop: Loop, moved: Sequence[Sequence[str]]) -> None:
         self.loop = loop
         self.folder = os.getcwdb()
         self.moved = [(os.fsencode(name), os.fsencode(place)) for name, place in moved]
-        self._connection = connection
+        self._link = link
         self._decoder = protocol.Decoder()
         self._greeted = False
         self._open = True
@@ -100,7 +134,8 @@ class _Server:
         """Cancel all calls and wait, within bounds, until what they started is gone."""
         self._out.clear()
         self._open = False
-        self.loop.unwatch(self._connection.fileno())
+        self.loop.unwatch(self._link.source())
+        self.loop.unwatch(self._link.target())
         for call in list(self._calls.values()):
             self.loop.cancel(call.task)
         rest = Task(programs.kill_everything(self.loop), lambda _failure, _result: None)
@@ -111,9 +146,14 @@ class _Server:
             self.loop.run_ready()
 
     def _watch_socket(self) -> None:
-        events = READ if len(self._out) < _OUT_STOP else 0
-        events |= WRITE if self._out else 0
-        self.loop.watch_always(self._connection.fileno(), events, self._on_socket)
+        source, target = self._link.source(), self._link.target()
+        reading = READ if len(self._out) < _OUT_STOP else 0
+        writing = WRITE if self._out else 0
+        if source == target:
+            self.loop.watch_always(source, reading | writing, self._on_socket)
+        else:
+            self.loop.watch_always(source, reading, lambda _events: self._receive())
+            self.loop.watch_always(target, writing, lambda _events: self._flush())
 
     def _on_socket(self, events: int) -> None:
         if events & READ:
@@ -123,7 +163,7 @@ class _Server:
 
     def _receive(self) -> None:
         try:
-            data = self._connection.recv(_RECEIVE)
+            data = self._link.recv(_RECEIVE)
         except BlockingIOError:
             return
         if not data:
@@ -136,7 +176,7 @@ class _Server:
         while self._out and self._open:
             try:
                 with memoryview(self._out) as waiting, waiting[:_RECEIVE] as piece:
-                    sent = self._connection.send(piece)
+                    sent = self._link.send(piece)
             except BlockingIOError:
                 break
             del self._out[:sent]

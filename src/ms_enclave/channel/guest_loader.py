@@ -1,0 +1,37 @@
+"""What makes a guest of an interpreter that has no file of ours: see `guest.loader`."""
+
+from __future__ import annotations
+
+import marshal
+from functools import cache
+from pathlib import Path
+
+from ms_enclave.guest import loader
+
+__all__ = ["TOO_OLD", "argv", "payload"]
+
+TOO_OLD = loader.TOO_OLD
+_FOLDER = Path(loader.__file__).parent
+_WITHOUT = ("boot", "loader")
+_FORMAT = 2  # of `marshal`: what every interpreter reads
+
+
+def argv(python: str) -> list[str]:
+    """The program to start, by the name or path of its interpreter."""
+    return [python, "-I", "-S", "-c", loader.START]
+
+
+@cache
+def payload() -> bytes:
+    """What it reads first, before it answers as a guest does. Reads files once."""
+    sources = {
+        _name(path.stem): path.read_bytes()
+        for path in sorted(_FOLDER.glob("*.py"))
+        if path.stem not in _WITHOUT
+    }
+    parts = (Path(loader.__file__).read_bytes(), marshal.dumps(sources, _FORMAT))
+    return b"".join(b"%08d" % len(part) + part for part in parts)
+
+
+def _name(stem: str) -> str:
+    return "guest" if stem == "__init__" else f"guest.{stem}"
