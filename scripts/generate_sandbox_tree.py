@@ -35,7 +35,7 @@ TOOL_CLASSES = """
 # Module below ms_enclave.sandbox ("" is the package itself) -> where its names live -> the names.
 TABLE: dict[str, dict[str, str]] = {
     "": {
-        "ms_enclave.boxes": "Sandbox SandboxFactory",
+        "ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory",
         "ms_enclave.manager": "LocalSandboxManager",
         "ms_enclave.model": """
             DockerSandboxConfig ExecuteCodeRequest ExecuteCommandRequest ExecutionStatus
@@ -44,7 +44,8 @@ TABLE: dict[str, dict[str, str]] = {
         """,
         "ms_enclave.tools": "PythonExecutor Tool ToolFactory",
     },
-    "boxes": {"ms_enclave.boxes": "Sandbox SandboxFactory register_sandbox"},
+    "boxes": {"ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox"},
+    "boxes.docker_sandbox": {"ms_enclave.boxes": "DockerSandbox"},
     "boxes.base": {"ms_enclave.boxes": "Sandbox SandboxFactory register_sandbox"},
     "manager": {
         "ms_enclave.manager": "LocalSandboxManager SandboxManager SandboxManagerFactory",

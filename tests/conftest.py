@@ -14,6 +14,7 @@ from blockbuster import BlockBuster
 from ms_enclave import loop
 from ms_enclave.model import SandboxConfig
 from tests import leaks
+from tests.support.engine import why_no_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,9 +80,9 @@ def _why_no_namespaces() -> str | None:
 
 @pytest.fixture(autouse=True)
 def what_the_machine_needs(request: pytest.FixtureRequest) -> None:
-    """Skip a test marked `namespaces` where they cannot be had, saying why; fail it in CI."""
-    if request.node.get_closest_marker("namespaces") is not None:
-        reason = _why_no_namespaces()
+    """Skip a test where what its marks say cannot be had, saying why; fail it in CI."""
+    for name, why_not in (("namespaces", _why_no_namespaces), ("docker", why_no_engine)):
+        reason = why_not() if request.node.get_closest_marker(name) is not None else None
         if reason is not None:
             (pytest.fail if CI else pytest.skip)(reason)
 

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SANDBOXES: Mapping[str, str] = MappingProxyType(
-    {"process": "ms_enclave.boxes.process_sandbox:ProcessSandbox"}
+    {
+        "process": "ms_enclave.boxes.process_sandbox:ProcessSandbox",
+        "docker": "ms_enclave.boxes.docker_sandbox:DockerSandbox",
+    }
 )
 TOOLS: Mapping[str, str] = MappingProxyType(
     {

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cold",
+    "Docker",
     "Landlock",
     "LandlockNoGroups",
     "NoGroups",
     "NoLayers",
     "Process",
     "Subprocess",
+    "needs_engine",
     "needs_process",
 ]
 
@@ -84,6 +86,15 @@ class LandlockNoGroups(Landlock):
     def create(cls, **config: Any) -> Sandbox:
         return NoGroupsLandlockSandbox({**cls.config, **config})
 
+
+class Docker:
+    """A container of a real engine, from the image that `scripts/engine` makes."""
+
+    sandbox_type: ClassVar[str] = "docker"
+
+
+needs_engine = pytest.mark.docker
+"""Marks a suite that runs over a container engine."""
 
 needs_process = pytest.mark.namespaces
 """Marks a suite that runs over the embedded sandbox."""

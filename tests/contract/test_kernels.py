@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from ms_enclave.testing import KernelContract
-from tests.contract.boxes import Cold, Landlock, Process, Subprocess, needs_process
+from tests.contract.boxes import (
+    Cold,
+    Docker,
+    Landlock,
+    Process,
+    Subprocess,
+    needs_engine,
+    needs_process,
+)
 from tests.support.interpreters import bare_python, installed_shell
 
 if TYPE_CHECKING:
@@ -50,3 +58,8 @@ class TestLandlock(Landlock, KernelContract):
     @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's shares no memory in /dev/shm")
     async def test_multiprocessing_works_in_cells(self, kernel: Kernel) -> None:
         await super().test_multiprocessing_works_in_cells(kernel)
+
+
+@needs_engine
+class TestDocker(Docker, KernelContract):
+    pass

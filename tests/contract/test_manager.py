@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ms_enclave.testing import SandboxManagerContract
-from tests.contract.boxes import Landlock, Process, Subprocess, needs_process
+from tests.contract.boxes import Docker, Landlock, Process, Subprocess, needs_engine, needs_process
 
 if TYPE_CHECKING:
     from ms_enclave.manager import SandboxManager
@@ -18,7 +18,7 @@ class Local(SandboxManagerContract):
 class TestLocalOverSubprocess(Subprocess, Local):
     async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
         # `auto` never chooses what has no walls, so the sandbox is named.
-        return await run_in_subprocess(manager, code, **options)
+        return await run_in_type("subprocess", manager, code, **options)
 
 
 @needs_process
@@ -30,13 +30,25 @@ class TestLocalOverLandlock(Landlock, Local):
     pass
 
 
-async def run_in_subprocess(
-    manager: SandboxManager, code: str, *, config: dict[str, Any], **options: Any
+@needs_engine
+class TestLocalOverDocker(Docker, Local):
+    async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
+        # `auto` prefers what is quicker.
+        return await run_in_type("docker", manager, code, **options)
+
+
+async def run_in_type(
+    sandbox_type: str,
+    manager: SandboxManager,
+    code: str,
+    *,
+    config: dict[str, Any],
+    **options: Any,
 ) -> Any:
     from ms_enclave.manager._languages import run_in
 
     options.setdefault("stdin", None)
     options.setdefault("timeout", 30)
     options["files"] = options.get("files") or {}
-    async with manager.sandbox("subprocess", config) as sandbox:
+    async with manager.sandbox(sandbox_type, config) as sandbox:
         return await run_in(sandbox, code, language="python", **options)

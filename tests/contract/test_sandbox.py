@@ -19,12 +19,14 @@ from ms_enclave.testing import (
 )
 from tests.contract.boxes import (
     Cold,
+    Docker,
     Landlock,
     LandlockNoGroups,
     NoGroups,
     NoLayers,
     Process,
     Subprocess,
+    needs_engine,
     needs_process,
 )
 from tests.security.boxes import PlainShellSandbox
@@ -99,4 +101,14 @@ class TestLandlockLife(Landlock, SandboxLifeContract):
 
 
 class TestLandlockNoGroups(LandlockNoGroups, ProgramsContract):
+    pass
+
+
+@needs_engine
+class TestDocker(Docker, SandboxContract):
+    pass
+
+
+@needs_engine
+class TestDockerLife(Docker, SandboxLifeContract):
     pass

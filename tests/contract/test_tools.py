@@ -9,7 +9,7 @@ import pytest
 from ms_enclave.errors import CapabilityError
 from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.testing import ToolContract
-from tests.contract.boxes import Landlock, Process, Subprocess, needs_process
+from tests.contract.boxes import Docker, Landlock, Process, Subprocess, needs_engine, needs_process
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -223,4 +223,29 @@ class TestFilesInLandlock(Landlock, FileOperation):
 
 
 class TestMultiCodeInLandlock(Landlock, MultiCodeExecutor):
+    pass
+
+
+@needs_engine
+class TestPythonInDocker(Docker, PythonExecutor):
+    pass
+
+
+@needs_engine
+class TestShellInDocker(Docker, ShellExecutor):
+    pass
+
+
+@needs_engine
+class TestBackgroundInDocker(Docker, BackgroundCommand):
+    pass
+
+
+@needs_engine
+class TestFilesInDocker(Docker, FileOperation):
+    pass
+
+
+@needs_engine
+class TestMultiCodeInDocker(Docker, MultiCodeExecutor):
     pass

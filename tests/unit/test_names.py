@@ -46,7 +46,7 @@ REQUESTS = (
 RESPONSES = "CommandResult ExecutionResult HealthCheckResult SandboxInfo ToolResult"
 
 NAMES = {
-    "ms_enclave.boxes": "Sandbox SandboxFactory register_sandbox",
+    "ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox",
     "ms_enclave.cli": "run_cmd",
     "ms_enclave.cli.cli": "run_cmd",
     "ms_enclave.manager": (
@@ -55,12 +55,14 @@ NAMES = {
     "ms_enclave.manager.local_manager": "LocalSandboxManager",
     "ms_enclave.model": f"{ENUMS} {CONFIGS} {REQUESTS} {RESPONSES} ProcessSandboxConfig",
     "ms_enclave.sandbox": (
-        "DockerSandboxConfig ExecuteCodeRequest ExecuteCommandRequest ExecutionStatus "
+        "DockerSandbox DockerSandboxConfig ExecuteCodeRequest ExecuteCommandRequest "
+        "ExecutionStatus "
         "HealthCheckResult LocalSandboxManager PythonExecutor ReadFileRequest Sandbox "
         "SandboxConfig SandboxFactory SandboxInfo SandboxStatus Tool ToolExecutionRequest "
         "ToolFactory ToolResult WriteFileRequest"
     ),
-    "ms_enclave.sandbox.boxes": "Sandbox SandboxFactory register_sandbox",
+    "ms_enclave.sandbox.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox",
+    "ms_enclave.sandbox.boxes.docker_sandbox": "DockerSandbox",
     "ms_enclave.sandbox.boxes.base": "Sandbox SandboxFactory register_sandbox",
     "ms_enclave.sandbox.manager": "LocalSandboxManager SandboxManager SandboxManagerFactory",
     "ms_enclave.sandbox.manager.base": "SandboxManager SandboxManagerFactory register_manager",
@@ -92,15 +94,12 @@ NAMES = {
 }
 
 NOT_YET = {
-    "ms_enclave.boxes": "DockerNotebookSandbox DockerSandbox StatelessSandbox VolcengineSandbox",
+    "ms_enclave.boxes": "DockerNotebookSandbox StatelessSandbox VolcengineSandbox",
     "ms_enclave.manager": "HttpSandboxManager VolcengineSandboxManager",
     "ms_enclave.manager.http_manager": "HttpSandboxManager",
-    "ms_enclave.sandbox": "DockerSandbox HttpSandboxManager SandboxServer create_server",
-    "ms_enclave.sandbox.boxes": (
-        "DockerNotebookSandbox DockerSandbox StatelessSandbox VolcengineSandbox"
-    ),
+    "ms_enclave.sandbox": "HttpSandboxManager SandboxServer create_server",
+    "ms_enclave.sandbox.boxes": ("DockerNotebookSandbox StatelessSandbox VolcengineSandbox"),
     "ms_enclave.sandbox.boxes.docker_notebook": "DockerNotebookSandbox",
-    "ms_enclave.sandbox.boxes.docker_sandbox": "DockerSandbox",
     "ms_enclave.sandbox.boxes.stateless_sandbox": "StatelessSandbox",
     "ms_enclave.sandbox.boxes.volcengine": "VolcengineSandbox",
     "ms_enclave.sandbox.manager": "HttpSandboxManager VolcengineSandboxManager",

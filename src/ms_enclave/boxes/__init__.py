@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ms_enclave.boxes.base import Sandbox
     from ms_enclave.boxes.commands import Command
+    from ms_enclave.boxes.docker_sandbox import DockerSandbox
     from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
     from ms_enclave.boxes.files import Files
     from ms_enclave.boxes.kernels import Kernel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Command",
+    "DockerSandbox",
     "Files",
     "Kernel",
     "PortStream",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Command": "commands",
+    "DockerSandbox": "docker_sandbox",
     "Files": "files",
     "Kernel": "kernels",
     "PortStream": "ports",

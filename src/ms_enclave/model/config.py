@@ -6,6 +6,7 @@ A config is the caller's object: it may be changed until the sandbox takes its c
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -195,23 +196,59 @@ class ProcessSandboxConfig(SandboxConfig):
 
 
 class DockerSandboxConfig(SandboxConfig):
-    """A container of a Docker engine."""
+    """A container of a Docker engine, or of one that speaks its language.
+
+    Raises ConfigError at the start of a sandbox for what `hardening="strict"` does not allow.
+    """
 
     image: str = Field(default="python:3.11-slim", min_length=1)
+    pull: Literal["never", "missing", "always"] = "missing"
+    """When the image is fetched: not at all, where the engine lacks it, or at every start."""
+    pull_progress: bool = True
+    """Whether the progress of fetching it is logged."""
+    pull_progress_interval: float = Field(default=1.0, gt=0)
+    """Seconds between two lines of that."""
     command: str | list[str] | None = None
+    """What runs in the background from the start on; `list_commands` has it, tagged "command".
+    Text is split as a shell would, and not run by one."""
+    entrypoint: str | list[str] | None = None
+    """The program that `command` is arguments of; the image's own if None, and that only where
+    there is a command."""
+    user: str | int | None = None
+    """Who everything runs as, by name or number; the image's own if None."""
     volumes: dict[str, dict[str, str]] = Field(default_factory=dict[str, dict[str, str]])
-    """Folders of the host: `{host: {"bind": path, "mode": "rw" | "ro"}}`."""
+    """Folders where the engine runs, or names of volumes of the engine:
+    `{host: {"bind": path, "mode": "rw" | "ro"}}`."""
+    tmpfs: dict[str, str] = Field(default_factory=dict[str, str])
+    """Folders in memory, with mount options: `{"/scratch": "size=64m"}`."""
+    read_only: bool = False
+    """Whether the image's own files cannot be changed; the working folder still can."""
     ports: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Ports of the container to ports of the host, as Docker's own client takes them."""
+    """Ports of the container to ports of the host: `{"8080/tcp": 8080}`, `None` for any, a pair of
+    address and port, or a list of ports. Without an address it is 127.0.0.1."""
     network: str | None = "bridge"
     """The engine's network, used where `network_enabled` says so."""
     extra_hosts: dict[str, str] = Field(default_factory=dict[str, str])
-    platform: str | None = None
+    """Names to addresses, for the container's `/etc/hosts`."""
+    platform: str | None = Field(default=None, pattern=r"^[a-z0-9]+(/[a-z0-9_]+){0,2}$")
+    """Operating system and architecture of the image: `linux/arm64`."""
+    runtime: str | None = Field(default=None, min_length=1)
+    """The engine's name of a runtime: `runsc`, `kata`."""
+    hardening: Literal["default", "strict"] = "default"
+    """`default` lets the images that people have go on working; `strict` gives up what they may
+    need: a user of its own without any rights, a root that cannot be written to."""
+    privileged: bool = False
+    """No walls but the container's: for images that need the machine, never for a model's code."""
+    cap_add: list[str] = Field(default_factory=list[str])
+    """Capabilities of Linux beside the few that package managers need."""
+    gpus: int | list[str] | Literal["all"] | None = None
+    """How many, or which."""
     memory_limit: int | str | None = "4g"
     cpu_limit: float | None = 2.0
-    privileged: bool = False
-    entrypoint: str | list[str] | None = None
+    disk_limit: int | str | None = "2g"
+    pids_limit: int | None = Field(default=1024, gt=0)
     remove_on_exit: bool = True
+    """Whether the container is removed when the sandbox stops."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> None:
@@ -230,17 +267,67 @@ class DockerSandboxConfig(SandboxConfig):
             else value
         )
 
-    @field_validator("ports", mode="before")
+    @field_validator("tmpfs", mode="before")
     @classmethod
-    def _name_ports(cls, value: Any) -> Any:
+    def _name_tmpfs(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            value = dict.fromkeys(cast("list[Any]", value), "")
         if not isinstance(value, Mapping):
             return value
-        return {str(port): host for port, host in cast("Mapping[Any, Any]", value).items()}
+        given = cast("Mapping[Any, Any]", value)
+        return {_inside("tmpfs", str(path)): options for path, options in given.items()}
+
+    @field_validator("ports", mode="before")
+    @classmethod
+    def _check_ports(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        given = cast("Mapping[Any, Any]", value)
+        return {_port_inside(port): _port_of_host(host) for port, host in given.items()}
+
+    @field_validator("cap_add", mode="after")
+    @classmethod
+    def _name_capabilities(cls, value: list[str]) -> list[str]:
+        return [name.upper().removeprefix("CAP_") for name in value]
+
+    @field_validator("user", mode="after")
+    @classmethod
+    def _check_user(cls, value: str | int | None) -> str | int | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_.][\w.-]*(:[\w.-]+)?", str(value)):
+            raise ValueError(f"user: {value!r} is no name and no number")
+        return value
 
     @property
     def auto_remove(self) -> bool:
         """Another name of `remove_on_exit`."""
         return self.remove_on_exit
+
+
+def _port_inside(port: Any) -> str:
+    match = re.fullmatch(r"(\d{1,5})(/(?:tcp|udp|sctp))?", str(port))
+    if match is None or not 0 < int(match[1]) < 1 << 16:
+        raise ValueError(f"ports: {port!r} is no port of a container, like 8080 or '8080/tcp'")
+    return match[1] + (match[2] or "/tcp")
+
+
+def _port_of_host(host: Any) -> Any:
+    """None, a port, a pair of address and port, or a list of such."""
+    if host is None:
+        return None
+    if isinstance(host, (list, tuple)):
+        parts = list(cast("list[Any]", host))
+        if len(parts) == 2 and isinstance(parts[0], str) and not parts[0].isdigit():
+            return [parts[0], _port_number(parts[1])]
+        return [_port_of_host(part) for part in parts]
+    return _port_number(host)
+
+
+def _port_number(port: Any) -> int | None:
+    if port is None:
+        return None
+    if isinstance(port, bool) or not str(port).isdigit() or not 0 <= int(port) < 1 << 16:
+        raise ValueError(f"ports: {port!r} is no port of the host")
+    return int(port)
 
 
 class DockerNotebookConfig(DockerSandboxConfig):

@@ -38,11 +38,7 @@ def add_old_states(status: type[SandboxStatus]) -> None:
         setattr(status, old.upper(), status(now))
 
 
-OLD_FIELDS: Mapping[str, Any] = {
-    "docker_executor_workers": 8,
-    "pull_progress": True,
-    "pull_progress_interval": 1.0,
-}
+OLD_FIELDS: Mapping[str, Any] = {"docker_executor_workers": 8}
 """Fields of Docker's config that have no use any more, with the value they used to have."""
 
 

@@ -5,6 +5,7 @@ Written by scripts/generate_sandbox_tree.py: change that, not this.
 
 from __future__ import annotations
 
+from ms_enclave.boxes import DockerSandbox as DockerSandbox
 from ms_enclave.boxes import Sandbox as Sandbox
 from ms_enclave.boxes import SandboxFactory as SandboxFactory
 from ms_enclave.manager import LocalSandboxManager as LocalSandboxManager
@@ -25,6 +26,7 @@ from ms_enclave.tools import Tool as Tool
 from ms_enclave.tools import ToolFactory as ToolFactory
 
 __all__ = [
+    "DockerSandbox",
     "DockerSandboxConfig",
     "ExecuteCodeRequest",
     "ExecuteCommandRequest",

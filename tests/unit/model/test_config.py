@@ -205,12 +205,9 @@ def test_a_whole_config_with_its_old_defaults_is_accepted_silently() -> None:
     assert not hasattr(config, "docker_executor_workers")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("docker_executor_workers", 4), ("pull_progress", False)]
-)
-def test_a_field_without_use_is_accepted_with_a_warning(name: str, value: Any) -> None:
-    with pytest.warns(DeprecationWarning, match=f"{name} has no effect"):
-        DockerSandboxConfig.model_validate({name: value})
+def test_a_field_without_use_is_accepted_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="docker_executor_workers has no effect"):
+        DockerSandboxConfig.model_validate({"docker_executor_workers": 4})
 
 
 def test_containers_are_removed_under_both_names() -> None:
@@ -222,7 +219,34 @@ def test_containers_are_removed_under_both_names() -> None:
 def test_ports_have_dockers_shape() -> None:
     given: Any = {"80/tcp": 8080, 443: ("127.0.0.1", 8443), "53/udp": None}
     ports = DockerSandboxConfig(ports=given).ports
-    assert ports == {"80/tcp": 8080, "443": ("127.0.0.1", 8443), "53/udp": None}
+    assert ports == {"80/tcp": 8080, "443/tcp": ["127.0.0.1", 8443], "53/udp": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ports", {"http": 80}),
+        ("ports", {"80/tcp": "many"}),
+        ("ports", {"0": 80}),
+        ("tmpfs", {"scratch": ""}),
+        ("user", "a b"),
+        ("user", "--privileged"),
+        ("platform", "linux arm64"),
+        ("hardening", "lax"),
+        ("pull", "sometimes"),
+        ("pull_progress_interval", 0),
+        ("image", ""),
+    ],
+)
+def test_what_no_container_could_have_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        DockerSandboxConfig.model_validate({field: value})
+
+
+def test_folders_in_memory_can_be_a_list_and_capabilities_have_any_spelling() -> None:
+    config = DockerSandboxConfig.model_validate({"tmpfs": ["/a"], "cap_add": ["cap_net_raw"]})
+    assert config.tmpfs == {"/a": ""}
+    assert config.cap_add == ["NET_RAW"]
 
 
 def test_a_manager_keeps_the_callers_config_object() -> None:

@@ -5,8 +5,9 @@ Written by scripts/generate_sandbox_tree.py: change that, not this.
 
 from __future__ import annotations
 
+from ms_enclave.boxes import DockerSandbox as DockerSandbox
 from ms_enclave.boxes import Sandbox as Sandbox
 from ms_enclave.boxes import SandboxFactory as SandboxFactory
 from ms_enclave.boxes import register_sandbox as register_sandbox
 
-__all__ = ["Sandbox", "SandboxFactory", "register_sandbox"]
+__all__ = ["DockerSandbox", "Sandbox", "SandboxFactory", "register_sandbox"]

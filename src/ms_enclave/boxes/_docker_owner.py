@@ -1,0 +1,51 @@
+"""Whose a container is: labels that say it, and whether the owner still lives."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ms_enclave.boxes._docker_plan import LABEL
+from ms_enclave.spawner.keeping import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+__all__ = ["CREATED", "MANAGER", "SANDBOX", "is_gone", "labels"]
+
+SANDBOX, MANAGER, CREATED, _OWNER = (
+    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "owner")
+)
+
+
+def labels(sandbox_id: str, manager: str, created: datetime) -> dict[str, str]:
+    """The labels of a container that this process makes."""
+    return {
+        SANDBOX: sandbox_id,
+        MANAGER: manager,
+        CREATED: created.isoformat(timespec="seconds"),
+        _OWNER: _process(os.getpid()) or "",
+    }
+
+
+def is_gone(given: Mapping[str, str]) -> bool | None:
+    """Whether the process that made a container has ended; None where that cannot be known here:
+    it was on another machine, or among other processes."""
+    owner = given.get(_OWNER, "")
+    place, _, rest = owner.partition(":")
+    here = (_process(os.getpid()) or "").partition(":")[0]
+    if not place or place != here:
+        return None
+    pid = rest.partition(":")[0]
+    return _process(int(pid)) != owner if pid.isdigit() else None
+
+
+def _process(pid: int) -> str | None:
+    """What tells a process from all others: where it is, its number, and when it began."""
+    try:
+        known = identity(pid)
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None  # no such process, or no Linux
+    return f"{known['boot']}/{namespace}:{pid}:{known['start']}"

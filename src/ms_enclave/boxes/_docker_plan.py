@@ -1,0 +1,348 @@
+"""What a container is made from: a pure function from a config to the engine's own document."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from ms_enclave.boxes._docker_seccomp import profile
+from ms_enclave.errors import CapabilityError, ConfigError
+from ms_enclave.model import IsolationReport, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ms_enclave.model import DockerSandboxConfig
+    from ms_enclave.model.limits import ResolvedLimits
+
+    Document = dict[str, Any]
+
+__all__ = [
+    "LABEL",
+    "Plan",
+    "isolation_report",
+    "limits_of",
+    "main_command",
+    "plan_container",
+    "program_limits",
+]
+
+
+LABEL = "ms-enclave."
+"""What the names of our labels begin with."""
+
+KEPT_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
+"""What package managers need of root."""
+
+_BEYOND_DISK = 1 << 20
+_LOOPBACK = {"net.ipv6.conf.lo.disable_ipv6": "0"}
+"""Engines take `::1` away where a network has no IPv6. Nothing of the host is behind it."""
+_CPU_PERIOD = 100_000  # microseconds
+_STRICT_LIMITS: Mapping[str, Any] = {
+    "memory_limit": "512m", "cpu_limit": 1.0, "disk_limit": "256m", "pids_limit": 128,
+}  # fmt: skip
+_STRICT_ULIMITS: Mapping[str, int] = {
+    "core": 1,  # not 0, which a core pattern that is a pipe ignores
+    "memlock": 65536, "msgqueue": 65536, "sigpending": 1024, "nice": 0, "rtprio": 0,
+}  # fmt: skip
+_STRICT_TMPFS: Mapping[str, str] = {
+    "/tmp": "rw,exec,nosuid,nodev,size=64m,nr_inodes=8k,mode=1777",  # noqa: S108 - the container's
+    "/run": "rw,noexec,nosuid,nodev,size=1m,nr_inodes=256,mode=1777",
+}
+_ARCHITECTURES = ("", "amd64", "x86_64", "arm64", "aarch64")
+"""Those that our filter of system calls knows; "" is the machine's own."""
+
+_MASKED_BY_ENGINES = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)  # fmt: skip
+_MASKED_IN_STRICT = (
+    *(
+        f"/proc/{name}"
+        for name in (
+            "interrupts", "kallsyms", "key-users", "iomem", "config.gz", "kpageflags",
+            "kpagecount", "kpagecgroup", "vmallocinfo", "slabinfo", "cmdline", "partitions",
+            "diskstats", "locks", "modules",
+        )
+    ),
+    # Not its control groups: they are its own, and the guest counts in them what was killed.
+    *(
+        f"/sys/{name}"
+        for name in ("block", "class", "dev", "bus", "module", "kernel", "devices/virtual")
+    ),
+    "/etc/resolv.conf",  # without a network it would still name the host's
+)  # fmt: skip
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to make one container."""
+
+    document: Document
+    """What the engine is given, but for the program that it starts."""
+    bounded_folder: bool
+    """Whether the working folder is a place of its own, with a size."""
+    guards: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def limits_of(config: DockerSandboxConfig) -> ResolvedLimits:
+    """The limits of a sandbox: where `hardening` is strict, smaller ones unless they were given."""
+    if config.hardening == "strict":
+        fields = config.model_fields_set | set(config.resource_limits)
+        unsaid = {name: value for name, value in _STRICT_LIMITS.items() if name not in fields}
+        return config.resolve_limits(Limits.model_validate(unsaid))
+    return config.resolve_limits()
+
+
+def program_limits(limits: ResolvedLimits) -> ResolvedLimits:
+    """The limits of one program: a full working folder is to be found before a file is too big."""
+    if limits.file_size < limits.disk:
+        return limits
+    return replace(limits, file_size=limits.disk + _BEYOND_DISK)
+
+
+def plan_container(
+    config: DockerSandboxConfig,
+    limits: ResolvedLimits,
+    labels: Mapping[str, str],
+    *,
+    image_user: str = "",
+    strict_user: int,
+    folder_is_free: bool = True,
+) -> Plan:
+    """What to ask an engine for.
+
+    Args:
+        image_user: who the image wants to be run as.
+        strict_user: the number of the user that is only this sandbox's, for `hardening="strict"`.
+        folder_is_free: whether the image has nothing where the working folder is to be.
+
+    Raises:
+        ConfigError: the config asks for what its hardening or its other fields rule out.
+        CapabilityError: it asks for what no container of ours does.
+    """
+    _refuse(config)
+    strict = config.hardening == "strict"
+    user = f"{strict_user}:{strict_user}" if strict else _text(config.user)
+    mounts = [_mount(source, options) for source, options in config.volumes.items()]
+    tmpfs = dict(_STRICT_TMPFS) if strict else {}
+    tmpfs.update(config.tmpfs)
+    own_folder = folder_is_free and not _is_mounted(config, tmpfs)
+    if own_folder:
+        tmpfs[config.working_dir] = _folder_options(limits.disk, user or image_user)
+    host: Document = {
+        **_walls(config, strict=strict),
+        **_resources(limits, strict=strict),
+        "NetworkMode": (config.network or "none") if config.network_enabled else "none",
+        "AutoRemove": config.remove_on_exit,
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "none", "Config": {}},  # what it says is read, and fills no disk
+        "Init": False,
+        "Sysctls": dict(_LOOPBACK),
+        "Mounts": mounts,
+        "Tmpfs": tmpfs,
+        "ExtraHosts": [f"{name}:{address}" for name, address in config.extra_hosts.items()],
+        "PortBindings": {port: _bindings(place) for port, place in config.ports.items()},
+    }
+    if config.runtime:
+        host["Runtime"] = config.runtime
+    if config.gpus is not None:
+        host["DeviceRequests"] = [_gpus(config.gpus)]
+    document: Document = {
+        "Image": config.image,
+        "User": user,
+        "WorkingDir": "/",  # engines would make another one, and hide that the image has none
+        "Labels": dict(labels),
+        "OpenStdin": True,
+        "StdinOnce": True,  # its end is that of whoever is attached
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "Cmd": [],
+        "StopSignal": "SIGKILL",
+        "Healthcheck": {"Test": ["NONE"]},
+        "ExposedPorts": {port: {} for port in config.ports},
+        "HostConfig": host,
+    }
+    return Plan(document, own_folder, _guards(config, host, own_folder=own_folder))
+
+
+def _refuse(config: DockerSandboxConfig) -> None:
+    if config.on_owner_death == "keep":
+        raise CapabilityError("keep", remedy="use a sandbox of type process, or leave it out")
+    if config.isolation not in (None, "best"):
+        raise CapabilityError(
+            f"isolation={config.isolation}", remedy="choose the engine's `runtime` instead"
+        )
+    network = config.network if config.network_enabled else None
+    if network is not None and (network == "host" or network.startswith("container:")):
+        raise ConfigError(
+            f"network={network!r} would be a network that is not the sandbox's own",
+            remedy="use 'bridge', or make one: docker network create",
+        )
+    if config.ports and not network:
+        raise ConfigError(
+            "`ports` needs a network, and sandboxes have none by default",
+            remedy="set network_enabled=True, or reach the port by sandbox.connect(port)",
+        )
+    if config.hardening != "strict":
+        return
+    given = [
+        name
+        for name in ("volumes", "ports", "privileged", "cap_add", "gpus", "user")
+        if getattr(config, name)
+    ]
+    if given:
+        raise ConfigError(
+            f"hardening='strict' does not allow {', '.join(given)}",
+            remedy="leave that out, or use hardening='default'",
+        )
+
+
+def _walls(config: DockerSandboxConfig, *, strict: bool) -> Document:
+    if config.privileged:
+        return {"Privileged": True, "IpcMode": "private", "ReadonlyRootfs": config.read_only}
+    options = ["no-new-privileges:true"]
+    if (config.platform or "").partition("/")[2].partition("/")[0] in _ARCHITECTURES:
+        options.append("seccomp=" + profile())
+    walls: Document = {
+        "Privileged": False,
+        "CapDrop": ["ALL"],
+        "CapAdd": [] if strict else sorted({*KEPT_CAPABILITIES, *config.cap_add}),
+        "SecurityOpt": options,
+        "ReadonlyRootfs": strict or config.read_only,
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "OomScoreAdj": 500,
+    }
+    if strict:
+        walls["MaskedPaths"] = [*_MASKED_BY_ENGINES, *_MASKED_IN_STRICT]
+        walls["ReadonlyPaths"] = list(_READ_ONLY)
+    return walls
+
+
+def _resources(limits: ResolvedLimits, *, strict: bool) -> Document:
+    found: Document = {"PidsLimit": limits.pids, "ShmSize": 64 << 20}
+    if limits.memory is not None:
+        found |= {"Memory": limits.memory, "MemorySwap": limits.memory}  # the same: no swap
+    if limits.cpu is not None:  # as a quota: more cores than the machine has are no mistake
+        found |= {"CpuPeriod": _CPU_PERIOD, "CpuQuota": max(1000, int(limits.cpu * _CPU_PERIOD))}
+    if strict:
+        found["Ulimits"] = [
+            {"Name": name, "Soft": value, "Hard": value} for name, value in _STRICT_ULIMITS.items()
+        ]
+    return found
+
+
+def _text(user: str | int | None) -> str:
+    return "" if user is None else str(user)
+
+
+def _folder_options(size: int, user: str) -> str:
+    """Mount options of a working folder that belongs to the sandbox's user."""
+    common = f"rw,exec,nosuid,nodev,size={size}"
+    name, _, group = user.partition(":")
+    if name in ("", "root", "0"):
+        return f"{common},mode=0755"
+    if not name.isdigit():  # only the image knows the number
+        return f"{common},mode=1777"
+    return f"{common},mode=0755,uid={name},gid={group if group.isdigit() else name}"
+
+
+def _is_mounted(config: DockerSandboxConfig, tmpfs: Mapping[str, str]) -> bool:
+    """Whether something of the config's shows at the working folder, or in it."""
+    targets = [*(options["bind"] for options in config.volumes.values()), *tmpfs]
+    return any(
+        _below(config.working_dir, target) or _below(target, config.working_dir)
+        for target in targets
+    )
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _mount(source: str, options: Mapping[str, str]) -> Document:
+    is_folder = source.startswith("/")
+    return {
+        "Type": "bind" if is_folder else "volume",
+        "Source": posixpath.normpath(source) if is_folder else source,
+        "Target": options["bind"],
+        "ReadOnly": options["mode"] == "ro",
+    }
+
+
+def _bindings(place: Any) -> list[Document]:
+    if isinstance(place, list):
+        parts = cast("list[Any]", place)
+        if len(parts) == 2 and isinstance(parts[0], str):
+            return [{"HostIp": parts[0], "HostPort": _port(parts[1])}]
+        return [binding for part in parts for binding in _bindings(part)]
+    return [{"HostIp": "127.0.0.1", "HostPort": _port(place)}]
+
+
+def _port(number: int | None) -> str:
+    return str(number or "")
+
+
+def _gpus(wanted: int | list[str] | str) -> Document:
+    request: Document = {"Capabilities": [["gpu"]]}
+    if isinstance(wanted, list):
+        return {**request, "DeviceIDs": wanted}
+    return {**request, "Count": -1 if wanted == "all" else wanted}
+
+
+def main_command(config: DockerSandboxConfig, own_entrypoint: Sequence[str]) -> list[str] | None:
+    """What is to run from the start on; None for nothing.
+
+    Args:
+        own_entrypoint: the image's.
+    """
+    if config.command is None and config.entrypoint is None:
+        return None
+    entrypoint = list(own_entrypoint) if config.entrypoint is None else _words(config.entrypoint)
+    return [*entrypoint, *_words(config.command or [])] or None
+
+
+def _words(given: str | list[str]) -> list[str]:
+    try:
+        return shlex.split(given) if isinstance(given, str) else list(given)
+    except ValueError as error:
+        raise ConfigError(f"command or entrypoint {given!r}: {error}") from None
+
+
+def _guards(config: DockerSandboxConfig, host: Document, *, own_folder: bool) -> dict[str, str]:
+    def active(yes: bool) -> str:
+        return "on" if yes else "off"
+
+    options: list[str] = host.get("SecurityOpt", [])
+    return {
+        **dict.fromkeys(
+            ("mount_namespace", "pid_namespace", "network_namespace", "ipc_namespace",
+             "uts_namespace", "rlimits", "cgroup_pids"),
+            "on",
+        ),
+        "cgroup_namespace": active(not config.privileged),
+        "cgroup_memory": active("Memory" in host),
+        "cgroup_cpu": active("CpuQuota" in host),
+        "no_new_privs": active(not config.privileged),
+        "no_capabilities": active(not config.privileged and not host["CapAdd"]),
+        "seccomp": active(not config.privileged),
+        "own_seccomp": active(any(option.startswith("seccomp=") for option in options)),
+        "read_only_root": active(host["ReadonlyRootfs"]),
+        "own_ids": active(config.hardening == "strict"),
+        "disk_limit": active(own_folder),
+        "no_network": active(host["NetworkMode"] == "none"),
+    }  # fmt: skip
+
+
+def isolation_report(plan: Plan, runtime: str, kernel: str) -> IsolationReport:
+    """What stands around a container; `runtime` is the engine's name of what runs it."""
+    return IsolationReport(
+        tier="container", guards=dict(plan.guards), kernel=kernel, versions={"runtime": runtime}
+    )

@@ -1,0 +1,367 @@
+"""Containers of a Docker engine: an image as it is, and the guest as its first process.
+
+This module only makes and destroys a container and reaches the guest in it. What it is made from
+is decided by `_docker_plan`, and `_docker_engine` is all that talks to the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import anyio
+import anyio.to_thread
+
+from ms_enclave.boxes import _docker_owner as owners
+from ms_enclave.boxes import _docker_plan as plans
+from ms_enclave.boxes._diagnose import diagnose_by_starting
+from ms_enclave.boxes.base import Sandbox
+from ms_enclave.boxes.factory import register_sandbox
+from ms_enclave.channel import guest_loader as loader
+from ms_enclave.errors import (
+    CapabilityError,
+    EngineUnavailableError,
+    IsolationUnavailableError,
+    SandboxLostError,
+    SandboxStartError,
+)
+from ms_enclave.model import DockerSandboxConfig, SandboxConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AsyncExitStack
+    from types import ModuleType
+
+    from ms_enclave.boxes._docker_engine import Attached, Engine
+    from ms_enclave.channel.guest import GuestConnection
+    from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
+    from ms_enclave.model.diagnosis import Diagnosis
+    from ms_enclave.model.limits import ResolvedLimits
+
+__all__ = ["DockerSandbox"]
+
+logger = logging.getLogger(__name__)
+
+_PYTHONS = ("python3", "python")
+_STRICT_USERS = range(20_000, 60_000)
+_MOST_ENVIRONMENT = 1 << 20
+
+_taken_users: set[int] = set()
+"""Numbers that strict sandboxes of this process have: what is counted by user is each one's own."""
+_free_folders: dict[tuple[str, str], bool] = {}
+"""By image and working folder: whether the image has nothing there."""
+
+
+@register_sandbox("docker")
+class DockerSandbox(Sandbox):
+    """A container of the engine that the environment names; see `docs/docker.md`.
+
+    Raises at its start EngineUnavailableError where no engine answers, ConfigError for what the
+    engine cannot make of the config, and SandboxStartError for what it could not do; all keep the
+    engine's words.
+    """
+
+    sandbox_type = "docker"
+    config_class: ClassVar[type[SandboxConfig]] = DockerSandboxConfig
+    offers = frozenset(
+        {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network"}
+    )
+
+    _engine: Engine | None = None
+    _container: Any = None
+    _attached: Attached | None = None
+    _limits: ResolvedLimits
+    _facts: dict[str, Any]
+    """What the engine knows of the container."""
+    _python: str
+    _user = "0"
+    """Who its guest is: a number or a name."""
+    _is_whole = False
+
+    @property
+    def _settings_of_docker(self) -> DockerSandboxConfig:
+        return cast("DockerSandboxConfig", self.config)
+
+    @property
+    def client(self) -> Any:
+        """The engine's client, while the sandbox runs."""
+        return None if self._engine is None else self._engine.docker
+
+    @property
+    def container(self) -> Any:
+        """The engine's container, while the sandbox runs."""
+        return self._container
+
+    # --- its life ---
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        engines = await anyio.to_thread.run_sync(_load_engine)
+        config = self._settings_of_docker
+        self._limits = plans.limits_of(config)
+        engine = self._engine = await engines.acquire()
+        stack.push_async_callback(self._release)
+        image = await self._find_image(engine, config)
+        plan = await self._make_container(engine, config, image, stack)
+        self._isolation = plans.isolation_report(
+            plan, self._facts["HostConfig"].get("Runtime") or "", ""
+        )
+        self._capabilities = self.offers - (set() if config.network_enabled else {"network"})
+        try:
+            guest = await self._get_guest()
+        except SandboxLostError as error:
+            raise SandboxStartError(
+                error.message, remedy="use an image whose python3 is a working Python 3.8 or later"
+            ) from error
+        if not plan.bounded_folder:
+            await guest.mkdir(config.working_dir)
+        self._environment = {**self._environment, **await _environment_of(guest)}
+        _require_guards(self._isolation.guards, config.require)
+        if config.privileged:
+            self.metadata["privileged"] = True
+        command = plans.main_command(config, _config_of(image).get("Entrypoint") or [])
+        if command is not None:
+            await self._run_in_background(command)
+        self._is_whole = True
+
+    @classmethod
+    async def diagnose(cls) -> Diagnosis:
+        """Whether it works here, by making one; nothing is fetched for that."""
+        return await diagnose_by_starting(cls, config={"pull": "never"})
+
+    async def _release(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await _load_engine().release(engine)
+
+    async def _find_image(self, engine: Engine, config: DockerSandboxConfig) -> dict[str, Any]:
+        """What the engine knows of the image, which is fetched where the config says so."""
+        image = None if config.pull == "always" else await engine.image(config.image)
+        if image is not None and _is_for(image, config.platform):
+            return image
+        if config.pull == "never":
+            if image is not None:
+                raise SandboxStartError(
+                    f"The image {config.image} is for {image.get('Architecture')}, not for "
+                    f"{config.platform}",
+                    remedy="load the image for that platform, or use pull='missing'",
+                )
+            raise SandboxStartError(
+                f"No such image: {config.image}",
+                remedy="build or load it (docker build, docker load), or use pull='missing'",
+            )
+        await engine.pull(config.image, config.platform, _Progress(config))
+        image = await engine.image(config.image)
+        if image is None or not _is_for(image, config.platform):
+            raise SandboxStartError(
+                f"The image {config.image} was pulled, but is not there for "
+                f"{config.platform or 'this machine'}",
+                remedy="check the name of the image and `platform`",
+            )
+        return image
+
+    async def _make_container(
+        self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any],
+        stack: AsyncExitStack,
+    ) -> plans.Plan:  # fmt: skip
+        """Make and start the container with the first Python that the image has."""
+        uid = secrets.choice([number for number in _STRICT_USERS if number not in _taken_users])
+        _taken_users.add(uid)
+        stack.callback(_taken_users.discard, uid)
+        stack.push_async_callback(self._end_container, engine)
+        for python in _PYTHONS:
+            plan = await self._create(engine, config, image, uid, python)
+            container = self._container
+            self._attached, self._facts = await engine.attach(container)
+            stack.push_async_callback(self._attached.aclose)
+            try:
+                await engine.start(container)
+            except SandboxStartError as error:
+                if not _is_missing(python, error):
+                    raise
+                await engine.remove(container)
+                continue
+            self._python = python
+            return plan
+        raise SandboxStartError(
+            f"The image {config.image} has no Python",
+            remedy="use an image with Python 3.8 or later",
+        )
+
+    async def _create(
+        self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any], uid: int,
+        python: str,
+    ) -> plans.Plan:  # fmt: skip
+        place = (str(image["Id"]), config.working_dir)
+        labels = await anyio.to_thread.run_sync(
+            owners.labels, self.id, self._owner, self.created_at
+        )
+        own_user = _config_of(image).get("User") or ""
+        while True:
+            plan = plans.plan_container(
+                config,
+                self._limits,
+                labels,
+                image_user=own_user,
+                strict_user=uid,
+                folder_is_free=_free_folders.get(place, True),
+            )
+            document = {**plan.document, "Entrypoint": loader.argv(python)}
+            self._container = await engine.create(f"sandbox-{self.id}", document)
+            self._user = _user_name(plan.document["User"] or own_user)
+            if not plan.bounded_folder or place in _free_folders:
+                return plan
+            # What the image has there would be hidden. Only a container can be asked.
+            if not await engine.exists(self._container, config.working_dir):
+                _free_folders[place] = True
+                return plan
+            _free_folders[place] = False
+            await engine.remove(self._container)
+
+    async def _end_container(self, engine: Engine) -> None:
+        container, self._container = self._container, None
+        if container is None:
+            return
+        if self._is_whole and not self._settings_of_docker.remove_on_exit:
+            await engine.kill(container)
+        else:
+            await engine.remove(container)
+
+    async def _run_in_background(self, command: list[str]) -> None:
+        settings = self._settings(None, None, None, None, None, None, None)
+        request, job = await self._plan_command(command, settings)
+        await self._known_commands().start(
+            lambda: self._spawn(request), job, timeout=math.inf, tag="command"
+        )
+
+    # --- the guest in it ---
+
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        user = self._guest_user(request.user)
+        if user is not None and self._user != "0":
+            raise CapabilityError(
+                "users",
+                message=f"What runs as user {self._user} cannot start anything as another",
+                remedy="leave `user` out, or let the container's user be root",
+            )
+        limits = plans.program_limits(request.limits or self._limits)
+        return await (await self._get_guest()).spawn(replace(request, limits=limits))
+
+    async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
+        limits = plans.program_limits(request.limits or self._limits)
+        return await super()._start_kernel(replace(request, limits=limits))
+
+    def _guest_user(self, user: str | int | None) -> str | None:
+        name = None if user is None else _user_name(str(user))
+        return None if name == self._user else name
+
+    async def _connect_guest(self, user: str | int | None) -> GuestConnection:
+        from ms_enclave.channel.guest import GuestConnection
+
+        engine, container, attached = self._engine, self._container, self._attached
+        if engine is None or container is None or attached is None:
+            raise SandboxLostError(f"Sandbox {self.id} has no container any more")
+        if user is None:
+            attached.on_end = self._on_end
+        else:
+            attached = await engine.execute(
+                container, loader.argv(self._python), user=str(user), workdir="/"
+            )
+        connection = GuestConnection(attached, working_dir=self.config.working_dir)
+        try:
+            await attached.send(loader.payload())
+            await connection.connect()
+        except (anyio.BrokenResourceError, SandboxLostError) as error:
+            await _close(connection)
+            said = attached.said or "it said nothing"
+            raise SandboxLostError(f"The first process of the container ended: {said}") from error
+        except BaseException:
+            await _close(connection)
+            raise
+        return connection
+
+    def _on_end(self) -> None:
+        said = "" if self._attached is None else self._attached.said
+        self._lost(f"The sandbox's container has ended{': ' + said if said else ''}")
+
+
+def _load_engine() -> ModuleType:
+    """The module that talks to engines: it imports much, and files are read for it once."""
+    try:
+        from ms_enclave.boxes import _docker_engine
+    except ModuleNotFoundError as error:
+        if error.name not in ("aiodocker", "aiohttp"):
+            raise
+        raise EngineUnavailableError(
+            f"Docker sandboxes need the package {error.name}",
+            remedy="pip install 'ms-enclave[docker]'",
+        ) from None
+    loader.payload()
+    return _docker_engine
+
+
+async def _close(connection: GuestConnection) -> None:
+    with anyio.CancelScope(shield=True):
+        await connection.aclose()
+
+
+async def _environment_of(guest: GuestConnection) -> dict[str, str]:
+    """What the image and the engine have everything that is started find around it."""
+    data = b"".join([part async for part in guest.read("/proc/self/environ")])
+    rows = [row.partition("=") for row in data.decode("utf-8", "replace").split("\0")]
+    return {name: value for name, equals, value in rows if equals}
+
+
+def _is_missing(python: str, error: SandboxStartError) -> bool:
+    """Whether a container did not start because the image has no such program."""
+    words = str(error)
+    return python in words and ("not found" in words or "no such file" in words)
+
+
+def _is_for(image: dict[str, Any], platform: str | None) -> bool:
+    if platform is None:
+        return True
+    parts = [image.get("Os") or "", image.get("Architecture") or "", image.get("Variant") or ""]
+    wanted = platform.split("/")
+    return all(not part or part == want for part, want in zip(parts, wanted, strict=False))
+
+
+def _config_of(image: dict[str, Any]) -> dict[str, Any]:
+    """What an image says about how it is to be run; some say nothing."""
+    return image.get("Config") or {}
+
+
+def _user_name(user: str) -> str:
+    """One name for one user."""
+    name = user.partition(":")[0]
+    return "0" if name in ("", "root") else name
+
+
+def _require_guards(guards: Mapping[str, str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if guards.get(name) != "on"]
+    if missing:
+        raise IsolationUnavailableError(
+            f"Required guards are not active here: {', '.join(missing)}",
+            missing=missing,
+            remedy="hardening='strict' gives the most of them; see docs/docker.md",
+        )
+
+
+class _Progress:
+    """Logs how far the engine is with an image, as often as the config says."""
+
+    def __init__(self, config: DockerSandboxConfig) -> None:
+        self._image = config.image
+        self._pause = config.pull_progress_interval if config.pull_progress else math.inf
+        self._next = time.monotonic()
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if now < self._next or self._pause == math.inf:
+            return
+        self._next = now + self._pause
+        words = (news.get("id"), news.get("status"), news.get("progress"))
+        logger.info("pulling %s: %s", self._image, " ".join(str(word) for word in words if word))
