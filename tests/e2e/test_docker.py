@@ -328,6 +328,70 @@ def test_a_manager_that_is_killed_leaves_no_container() -> None:
         time.sleep(0.1)
 
 
+KILLED_BEFORE_ITS_START = """
+import os, signal
+from ms_enclave.boxes import DockerSandbox, _docker_engine
+
+async def die(self, container):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+_docker_engine.Engine.start = die
+import asyncio
+asyncio.run(DockerSandbox({KEPT}, sandbox_id="left").start())
+"""
+
+
+def leave(**config: Any) -> int:
+    """A container whose owner was killed between making and starting it; the owner's pid."""
+    code = KILLED_BEFORE_ITS_START.replace("{KEPT}", repr(config))
+    owner = subprocess.Popen([sys.executable, "-c", code])
+    assert owner.wait(30) == -signal.SIGKILL
+    assert len(containers(owner.pid)) == 1
+    return owner.pid
+
+
+def enclave(*words: str) -> str:
+    code = "from ms_enclave.cli import run_cmd; run_cmd()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+def test_what_a_killed_owner_left_unstarted_is_removed_by_the_next() -> None:
+    owner = leave()
+    enclave("run", "--type", "docker", "-c", "print(1)")
+    assert containers(owner) == []
+
+
+def test_it_is_shown_and_removed_and_what_lives_is_not_touched() -> None:
+    owner = leave()
+    live = DockerSandbox(sandbox_id="living")
+    anyio.run(live.start)
+    try:
+        found = {one["id"]: one for one in json.loads(enclave("ps", "--json"))}
+        assert (found["left"]["owner"], found["left"]["state"]) == ("gone", "created")
+        assert (found["living"]["owner"], found["living"]["state"]) == ("alive", "running")
+        assert "left" in enclave("ps")
+        assert "would remove docker left" in enclave("clean", "--dry-run")
+        assert len(containers(owner)) == 1
+        said = enclave("clean", "--all")
+        assert "removed docker left" in said
+        assert "living" not in said
+        assert containers(owner) == []
+        assert len(containers()) == 1
+    finally:
+        anyio.run(live.stop)
+
+
+def test_what_was_to_be_kept_is_removed_only_when_all_is() -> None:
+    owner = leave(remove_on_exit=False)
+    assert "left" not in enclave("clean")
+    assert len(containers(owner)) == 1
+    assert "removed docker left" in enclave("clean", "--all")
+    assert containers(owner) == []
+
+
 # --- images ---
 
 SETUP = "from setuptools import setup; setup(name='brought', py_modules=['brought'])"

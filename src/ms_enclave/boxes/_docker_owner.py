@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["CREATED", "MANAGER", "SANDBOX", "is_gone", "labels"]
+__all__ = ["CREATED", "KEPT", "MANAGER", "SANDBOX", "is_gone", "labels"]
 
-SANDBOX, MANAGER, CREATED, _OWNER = (
-    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "owner")
+SANDBOX, MANAGER, CREATED, KEPT, _OWNER = (
+    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "kept", "owner")
 )
 
 
-def labels(sandbox_id: str, manager: str, created: datetime) -> dict[str, str]:
-    """The labels of a container that this process makes."""
+def labels(
+    sandbox_id: str, manager: str, created: datetime, *, kept: bool = False
+) -> dict[str, str]:
+    """The labels of a container that this process makes; `kept`: it may outlive its sandbox."""
     return {
+        **({KEPT: "true"} if kept else {}),
         SANDBOX: sandbox_id,
         MANAGER: manager,
         CREATED: created.isoformat(timespec="seconds"),

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ms_enclave.channel.process import Process
     from ms_enclave.context import SandboxContext
     from ms_enclave.model import Limits
-    from ms_enclave.model.diagnosis import Diagnosis
+    from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox
     from ms_enclave.tools.base import Tool
 
 __all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
@@ -185,6 +185,21 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
     async def _renewed(self, seconds: float) -> None:
         """It is to live so long from now: for boxes that see to that themselves."""
         del seconds
+
+    @classmethod
+    async def find_all(cls) -> list[FoundSandbox]:
+        """What there is of sandboxes of this type, whoever made it, oldest first. Nothing, unless a
+        backend keeps them where others can see them.
+
+        Raises:
+            EngineUnavailableError: what has them cannot be asked.
+        """
+        return []
+
+    @classmethod
+    async def remove_found(cls, found: Sequence[FoundSandbox]) -> None:
+        """Remove what `find_all` found, running ones too. Raises as that does."""
+        del found
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:

@@ -24,6 +24,7 @@ from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.channel import guest_loader as loader
 from ms_enclave.errors import (
     CapabilityError,
+    EnclaveError,
     EngineUnavailableError,
     IsolationUnavailableError,
     SandboxLostError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ms_enclave.boxes._docker_engine import Attached, Engine
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
-    from ms_enclave.model.diagnosis import Diagnosis
+    from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox
     from ms_enclave.model.limits import ResolvedLimits
 
 __all__ = ["DockerSandbox"]
@@ -71,6 +72,7 @@ class DockerSandbox(Sandbox):
         {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network"}
     )
 
+    _is_swept: ClassVar[bool] = False
     _engine: Engine | None = None
     _container: Any = None
     _attached: Attached | None = None
@@ -104,6 +106,7 @@ class DockerSandbox(Sandbox):
         self._limits = plans.limits_of(config)
         engine = self._engine = await engines.acquire()
         stack.push_async_callback(self._release)
+        await self._sweep(engine)
         image = await self._find_image(engine, config)
         plan = await self._make_container(engine, config, image, stack)
         self._isolation = plans.isolation_report(
@@ -131,6 +134,30 @@ class DockerSandbox(Sandbox):
     async def diagnose(cls) -> Diagnosis:
         """Whether it works here, by making one; nothing is fetched for that."""
         return await diagnose_by_starting(cls, config={"pull": "never"})
+
+    @classmethod
+    async def find_all(cls) -> list[FoundSandbox]:
+        """The containers of ours that the engine has. Raises EngineUnavailableError."""
+        engines = await anyio.to_thread.run_sync(_load_engine)
+        async with engines.engine() as engine:
+            return await _load_found().find(cls.sandbox_type, engine)
+
+    @classmethod
+    async def remove_found(cls, found: Sequence[FoundSandbox]) -> None:
+        """Remove containers, running ones too. Raises EngineUnavailableError."""
+        await anyio.to_thread.run_sync(_load_engine)
+        await _load_found().remove(found)
+
+    @classmethod
+    async def _sweep(cls, engine: Engine) -> None:
+        """Remove what dead owners have left, once in the life of a process."""
+        if DockerSandbox._is_swept:
+            return
+        DockerSandbox._is_swept = True
+        try:
+            await _load_found().sweep(cls.sandbox_type, engine)
+        except EnclaveError as error:
+            logger.warning("what earlier owners left could not be removed: %s", error)
 
     async def _release(self) -> None:
         engine, self._engine = self._engine, None
@@ -196,8 +223,9 @@ class DockerSandbox(Sandbox):
         python: str,
     ) -> plans.Plan:  # fmt: skip
         place = (str(image["Id"]), config.working_dir)
+        kept = not config.remove_on_exit
         labels = await anyio.to_thread.run_sync(
-            owners.labels, self.id, self._owner, self.created_at
+            lambda: owners.labels(self.id, self._owner, self.created_at, kept=kept)
         )
         own_user = _config_of(image).get("User") or ""
         while True:
@@ -299,8 +327,16 @@ def _load_engine() -> ModuleType:
             f"Docker sandboxes need the package {error.name}",
             remedy="pip install 'ms-enclave[docker]'",
         ) from None
+    _load_found()
     loader.payload()
     return _docker_engine
+
+
+def _load_found() -> ModuleType:
+    """What knows the containers that there are; loaded with the other."""
+    from ms_enclave.boxes import _docker_found
+
+    return _docker_found
 
 
 async def _close(connection: GuestConnection) -> None:

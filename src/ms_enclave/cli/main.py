@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import bench, doctor, jupyter, port, run, shell, tools
+from ms_enclave.cli import bench, doctor, found, jupyter, port, run, shell, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -66,6 +66,8 @@ app.command("port", cls=port.PortCommand, context_settings={"allow_interspersed_
 )
 app.command("shell", cls=shell.ShellCommand)(shell.shell)
 app.command("tools")(tools.tools)
+app.command("ps")(found.ps)
+app.command("clean")(found.clean)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.add_typer(jupyter.app, name="jupyter")

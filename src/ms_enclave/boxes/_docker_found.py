@@ -1,0 +1,55 @@
+"""The containers of ours that an engine has: whose they are, and removing what nobody has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio.to_thread
+
+from ms_enclave.boxes import _docker_owner as owners
+from ms_enclave.boxes._docker_engine import engine
+from ms_enclave.model.diagnosis import FoundSandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ms_enclave.boxes._docker_engine import Engine
+
+__all__ = ["find", "remove", "sweep"]
+
+
+async def find(sandbox_type: str, found_by: Engine) -> list[FoundSandbox]:
+    """All of them, oldest first."""
+    rows = await found_by.list([owners.SANDBOX])
+    found = await anyio.to_thread.run_sync(lambda: [_found(sandbox_type, row) for row in rows])
+    return sorted(found, key=lambda one: one.created)
+
+
+async def remove(found: Iterable[FoundSandbox]) -> None:
+    """Remove containers, running ones too."""
+    async with engine() as remover:
+        for one in found:
+            await remover.remove(remover.container(one.place))
+
+
+async def sweep(sandbox_type: str, sweeper: Engine) -> None:
+    """Remove what an owner that was killed has left: containers that never ran, since those that
+    ran end by themselves."""
+    for one in await find(sandbox_type, sweeper):
+        if one.owner == "gone" and not one.kept:
+            await sweeper.remove(sweeper.container(one.place))
+
+
+def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
+    labels = cast("dict[str, str]", row.get("Labels") or {})
+    gone = owners.is_gone(labels)
+    return FoundSandbox(
+        sandbox_type=sandbox_type,
+        id=labels.get(owners.SANDBOX, ""),
+        place=str(row.get("Id", "")),
+        state=str(row.get("State", "")),
+        created=labels.get(owners.CREATED, ""),
+        manager=labels.get(owners.MANAGER, ""),
+        owner="unknown" if gone is None else "gone" if gone else "alive",
+        kept=owners.KEPT in labels,
+    )

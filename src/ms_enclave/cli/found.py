@@ -1,0 +1,102 @@
+"""`ms-enclave ps` and `clean`: which sandboxes there are, and removing what nobody has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ms_enclave.model.diagnosis import FoundSandbox
+
+__all__ = ["clean", "ps"]
+
+
+def ps(
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """List the sandboxes that outlive a look: containers of any owner, and whether it still lives.
+
+    Sandboxes of type process are not among them: they end with their manager, or wait in its
+    state_dir for the next one.
+    """
+    found = _find()
+    if json:
+        from json import dumps
+
+        typer.echo(dumps([one.model_dump(mode="json") for one in found], indent=2))
+        return
+    if not found:
+        typer.echo("There are none.")
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Id", "Type", "State", "Created", "Owner", "Kept", box=SIMPLE)
+    for one in found:
+        kept = "yes" if one.kept else ""
+        table.add_row(one.id, one.sandbox_type, one.state, one.created, one.owner, kept)
+    Console().print(table)
+
+
+def clean(
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Also what was to be kept, and what another machine may have made."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and leave it.")
+    ] = False,
+) -> None:
+    """Remove sandboxes whose owner has ended. What a living process has is never touched."""
+    from ms_enclave import loop
+
+    chosen = [one for one in _find() if one.owner != "alive" and (everything or _is_left(one))]
+    if not dry_run:
+        loop.call(_remove, chosen)
+    for one in chosen:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {one.sandbox_type} {one.id}")
+    if not chosen:
+        typer.echo("There is nothing to remove.")
+
+
+def _is_left(one: FoundSandbox) -> bool:
+    return one.owner == "gone" and not one.kept
+
+
+def _find() -> list[FoundSandbox]:
+    """All that can be seen; what has some but does not answer is said."""
+    from ms_enclave import loop
+
+    found, silent = loop.call(_look)
+    for text in silent:
+        typer.echo(text, err=True)
+    return found
+
+
+async def _look() -> tuple[list[FoundSandbox], list[str]]:
+    import anyio.to_thread
+
+    from ms_enclave.boxes.factory import SandboxFactory
+    from ms_enclave.errors import EngineUnavailableError
+
+    found: list[FoundSandbox] = []
+    silent: list[str] = []
+    for name in SandboxFactory.get_available_types():
+        kind = await anyio.to_thread.run_sync(SandboxFactory.get_class, name)
+        try:
+            found += await kind.find_all()
+        except EngineUnavailableError as error:
+            silent.append(f"{name}: {error.message}")
+    return found, silent
+
+
+async def _remove(chosen: list[FoundSandbox]) -> None:
+    from ms_enclave.boxes.factory import SandboxFactory
+
+    for name in dict.fromkeys(one.sandbox_type for one in chosen):
+        mine = [one for one in chosen if one.sandbox_type == name]
+        await SandboxFactory.get_class(name).remove_found(mine)
