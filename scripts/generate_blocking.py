@@ -151,7 +151,15 @@ SPECS = (
             "files": "Files",
         },
         skip=frozenset(
-            {"adopt", "leave_owner", "release_owner", "diagnose", "get_execution_context"}
+            {
+                "adopt",
+                "leave_owner",
+                "release_owner",
+                "diagnose",
+                "get_execution_context",
+                "find_all",
+                "remove_found",
+            }
         ),
     ),
     Spec(

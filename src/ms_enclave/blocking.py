@@ -58,7 +58,6 @@ if TYPE_CHECKING:
         ToolResult,
         Verdict,
     )
-    from ms_enclave.model.diagnosis import FoundSandbox
     from ms_enclave.model.kernels import Execution, KernelEvent, KernelInfo, KernelStatus, OnInput
     from ms_enclave.tools.base import Tool
 
@@ -803,21 +802,6 @@ class Sandbox:
             CapabilityError, SandboxStateError, SandboxLostError: as `list_ports`.
         """
         return PortStream(call(self._target.connect, port))
-
-    @classmethod
-    def find_all(cls) -> list[FoundSandbox]:
-        """What there is of sandboxes of this type, whoever made it, oldest first. Nothing, unless a
-        backend keeps them where others can see them.
-
-        Raises:
-            EngineUnavailableError: what has them cannot be asked.
-        """
-        return call(_base.Sandbox.find_all)
-
-    @classmethod
-    def remove_found(cls, found: Sequence[FoundSandbox]) -> None:
-        """Remove what `find_all` found, running ones too. Raises as that does."""
-        call(_base.Sandbox.remove_found, found)
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -56,7 +56,15 @@ PAIRS = [
     (
         Sandbox,
         blocking.Sandbox,
-        {"adopt", "leave_owner", "release_owner", "diagnose", "get_execution_context"},
+        {
+            "adopt",
+            "leave_owner",
+            "release_owner",
+            "diagnose",
+            "get_execution_context",
+            "find_all",
+            "remove_found",
+        },
     ),
     (SandboxManager, blocking.SandboxManager, set[str]()),
     (LocalSandboxManager, blocking.LocalSandboxManager, set[str]()),
