@@ -188,6 +188,33 @@ async def test_code_inside_sees_nothing_of_the_guest() -> None:
         assert "No module named 'guest'" in done.error.value
 
 
+REACH = """
+import os, sys
+def opens(path, flags):
+    try:
+        os.close(os.open(path, flags))
+    except PermissionError:
+        return False
+    return True
+who = sys.argv[1]
+print(opens(f"/proc/{who}/environ", os.O_RDONLY), opens(f"/proc/{who}/mem", os.O_RDWR))
+"""
+OTHER = """
+import subprocess, sys
+child = subprocess.Popen(["sleep", "600"])
+sys.argv = ["-c", str(child.pid)]
+"""
+
+
+async def test_a_program_of_root_cannot_answer_in_the_guests_place() -> None:
+    async with DockerSandbox() as box:
+        assert (await box.run_code(REACH, args=["1"])).stdout == "False False\n"
+        assert (await box.run_code(OTHER + REACH)).stdout == "True True\n"  # what is like itself
+        kernel = await box.kernel()
+        done = await kernel.run("open('/proc/self/mem', 'r+b').close(); print('own')")
+        assert done.stdout == "own\n"
+
+
 # --- what cannot be ---
 
 
@@ -275,6 +302,15 @@ async def test_a_container_that_somebody_else_removes_is_lost() -> None:
     assert box.status == SandboxStatus.ERROR
     await box.stop()
     assert box.status == SandboxStatus.STOPPED
+
+
+async def test_a_container_that_somebody_pauses_is_lost_and_removed() -> None:
+    box = DockerSandbox(sandbox_id="paused")
+    await box.start()
+    await anyio.to_thread.run_sync(docker, "pause", "sandbox-paused")
+    with pytest.raises(SandboxLostError, match="paused"):
+        await box.execute_command("true", timeout=60)
+    await box.stop()
 
 
 async def test_a_loss_is_known_without_a_call() -> None:

@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 _PYTHONS = ("python3", "python")
 _STRICT_USERS = range(20_000, 60_000)
-_MOST_ENVIRONMENT = 1 << 20
+_LONGEST_LOOK_PAUSE = 30.0
+"""Seconds: most guests that are silent just run a program that is."""
 
 _taken_users: set[int] = set()
 """Numbers that strict sandboxes of this process have: what is counted by user is each one's own."""
@@ -83,6 +84,9 @@ class DockerSandbox(Sandbox):
     _user = "0"
     """Who its guest is: a number or a name."""
     _is_whole = False
+    _next_look = 0.0
+    """Until when (monotonic) the engine is not asked again why the guest says nothing."""
+    _look_pause = 1.0
 
     @property
     def _settings_of_docker(self) -> DockerSandboxConfig:
@@ -298,7 +302,9 @@ class DockerSandbox(Sandbox):
             attached = await engine.execute(
                 container, loader.argv(self._python), user=str(user), workdir="/"
             )
-        connection = GuestConnection(attached, working_dir=self.config.working_dir)
+        connection = GuestConnection(
+            attached, working_dir=self.config.working_dir, wake=self._see_why_it_is_silent
+        )
         try:
             await attached.send(loader.payload())
             await connection.connect()
@@ -310,6 +316,19 @@ class DockerSandbox(Sandbox):
             await _close(connection)
             raise
         return connection
+
+    async def _see_why_it_is_silent(self) -> None:
+        """A guest that is asked for something says nothing: somebody may have paused it."""
+        engine, container, now = self._engine, self._container, time.monotonic()
+        if engine is None or container is None or now < self._next_look:
+            return
+        self._next_look = now + self._look_pause
+        self._look_pause = min(2 * self._look_pause, _LONGEST_LOOK_PAUSE)
+        state = (await engine.inspect(container))["State"]
+        if state.get("Paused"):
+            self._lost(
+                "The sandbox's container was paused by somebody else, so nothing in it answers"
+            )
 
     def _on_end(self) -> None:
         said = "" if self._attached is None else self._attached.said

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from . import kills, server
+from . import execution, kills, server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,5 +53,6 @@ def main() -> NoReturn:
     os.close(nothing)
     os.umask(0o022)
     kills.start()
+    execution.hide()
     server.serve_link(link)
     os._exit(0)

@@ -32,6 +32,7 @@ __all__ = [
     "descendants",
     "exit_code",
     "fork",
+    "hide",
     "interrupt",
     "resize",
     "start",
@@ -41,6 +42,7 @@ __all__ = [
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """What a shell answers for a program that is not there, and for one that cannot be run."""
 
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
 _RECORD = struct.Struct("!qqdd")
@@ -328,10 +330,35 @@ def _place_streams(streams: list[int]) -> None:
     close_from(len(streams))
 
 
+_prctl: Any = None
+
+
+def hide() -> None:
+    """Keep what programs of the same user start from reading or writing this process, which would
+    let them answer in its place. As root only: another user's own `/proc/self` would close too."""
+    global _prctl
+    if os.geteuid() != 0:
+        return
+    try:
+        import ctypes
+
+        _prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return  # an interpreter without it; what it says counts no more than what programs do
+    _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _show() -> None:
+    """Be an ordinary process again, in a fork that is to be a program."""
+    if _prctl is not None:
+        _prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
 def _be_kernel(request: dict[str, Any], environment: dict[bytes, bytes]) -> None:
     """Go on as a kernel: this interpreter is as good as a new one."""
     from . import instance
 
+    _show()
     names = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
     instance.be_kernel(dict(request, env=names), 3, 4)
 
