@@ -163,13 +163,14 @@ child:
   syscall
   test eax, eax
   js fail
-  mov edi, ebx                  /* setresuid(uid, uid, uid) */
+  mov edi, ebx                  /* setresuid(uid, uid, uid): the last capabilities go */
   mov esi, ebx
   mov edx, ebx
   mov eax, 117
   syscall
   test eax, eax
   js fail
+  jmp 5f
 3:
   mov eax, 126                  /* capset(nothing) */
   lea rdi, [rip + cap_header]
@@ -177,6 +178,7 @@ child:
   syscall
   test eax, eax
   js fail
+5:
   mov eax, 112                  /* setsid: kill(0) must not reach the station's group */
   syscall
   test eax, eax

@@ -70,7 +70,7 @@ class Carrier:
     each copy.
     """
 
-    __slots__ = ("away", "data", "page", "pid", "state", "thread_id")
+    __slots__ = ("away", "data", "packed", "page", "pid", "state", "thread_id")
 
     def __init__(self, pid: int, state: tracer.State, page: int, data: int, thread_id: int) -> None:
         self.pid = pid
@@ -78,6 +78,7 @@ class Carrier:
         self.page = page
         self.data = data
         self.thread_id = thread_id
+        self.packed = False
         self.away = False
         """Whether its children would be born in a slot, where the last one was."""
 

@@ -17,7 +17,7 @@ import socket
 from time import monotonic
 
 from . import _calls as calls
-from . import carrier, cold, root, slot, survey, tracer
+from . import carrier, cold, packing, root, slot, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Zygotes:
         self.preparing: dict[str, _Preparation] = {}
         self.asked: set[str] = set()
         self.line = carrier.Line()
+        self.packs = True
         self.service = station.groups.group("carriers")
         self.traced_filter = bytes.fromhex(self.plan["filter"])
         self.plain_filter = bytes.fromhex(self.plan["init_filter"])
@@ -187,6 +188,8 @@ class Zygotes:
     def prepare(self, key: str) -> None:
         """Begin to import a set of modules (JSON list) in a slot of its own."""
         self.asked.discard(key)
+        if self.bare is not None and not self.bare.packed and not self._pack(self.bare):
+            self.start()
         if self.bare is None:
             return
         place = self.station.take_slot()
@@ -272,13 +275,32 @@ class Zygotes:
             preparation.shadow, self.bare.state, self.bare.page, self.bare.data,
             self.bare.thread_id,
         )  # fmt: skip
+        made = self._copy(shadow, self.bare, state)
+        if not self._pack(made):
+            made = self._copy(shadow, self.bare, state)
+        return made
+
+    def _copy(
+        self, shadow: carrier.Carrier, bare: carrier.Carrier, state: tracer.State
+    ) -> carrier.Carrier:
         copy = shadow.copy()
         try:
             self.service.admit(copy, stays=True)  # what it shares with its copies is nobody's run
-            return carrier.Carrier.of_copy(copy, self.bare, state)
+            return carrier.Carrier.of_copy(copy, bare, state)
         except BaseException:
             tracer.kill(copy)
             raise
+
+    def _pack(self, made: carrier.Carrier) -> bool:
+        """Make a carrier quick to copy; False if it had to be killed, and then none is from now on:
+        they are as good without, if slower."""
+        if self.packs:
+            try:
+                packing.pack(made)
+            except (OSError, tracer.TraceError):
+                self.packs = False
+                tracer.kill(made.pid)
+        return self.packs or survey.is_alive(made.pid)
 
     def _drop(self, place: slot.Slot, group: Group) -> None:
         self.station.discard(place)

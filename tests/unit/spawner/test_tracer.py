@@ -46,6 +46,17 @@ def test_a_copy_is_a_child_of_the_tracer(tmp_path: Path) -> None:
     assert run_case("copy", tmp_path) == [True, True]
 
 
+def test_what_is_packed_holds_what_it_held(tmp_path: Path) -> None:
+    packed, same, answers, large = run_case("packed", tmp_path)
+    assert (packed, same, answers) == (True, True, "++")
+    if "never" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().split("[")[1]:
+        assert large
+
+
+def test_what_cannot_be_packed_is_as_it_was(tmp_path: Path) -> None:
+    assert run_case("not_packed", tmp_path) == [False, True, True]
+
+
 def test_a_page_that_goes_for_another_call_is_refused_before_it_is_made(tmp_path: Path) -> None:
     assert run_case("hostile_page", tmp_path) == [True, False]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 
 sys.path.insert(0, sys.argv[3])
 
-from ms_enclave.spawner import carrier, tracer
+from ms_enclave.spawner import carrier, packing, tracer
 
 _MKDIR, _GETPPID, _GETPID, _EXIT = 83, 110, 39, 60
 
@@ -52,6 +53,56 @@ def copy(_folder: str):
     twin = one.copy()
     again, _ = tracer.system_call(twin, one.state, one.page, _GETPPID)
     return [twin != one.pid, again == os.getpid()]
+
+
+def contents(pid: int):
+    """The address of everything, whether it can be written to, and what it holds."""
+    found: dict[str, tuple[str, int]] = {}
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            span, rights, *_rest = line.split(maxsplit=5)
+            if "[v" in line or rights[0] != "r":
+                continue
+            start, stop = (int(word, 16) for word in span.split("-"))
+            for page in range(start, stop, 4096):
+                found[f"{page:x}"] = rights[1], hash(os.pread(memory.fileno(), 4096, page))
+    return found
+
+
+def packed(_folder: str):
+    """Its memory is the same after it, and it goes on; whether much of it is in large pages."""
+    words, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        kept = [bytes([number % 251]) * 4096 for number in range(1500)]
+        os.read(words[0], 1)
+        table = {number: str(number) for number in range(20000)}
+        answer = sum(map(sum, kept)) == sum(4096 * (number % 251) for number in range(1500))
+        os.write(answers[1], b"+" if answer and table[19999] == "19999" else b"-")
+        os._exit(0)
+    one = carrier.Carrier.of_parked(pid)
+    before = contents(pid)
+    done = packing.pack(one)
+    same = contents(pid) == before
+    with open(f"/proc/{pid}/smaps") as file:
+        large = sum(int(line.split()[1]) for line in file if line.startswith("AnonHugePages"))
+    twin = one.copy()
+    for process in (twin, pid):
+        tracer.load_state(process, one.state)
+        tracer.detach(process)
+    os.write(words[1], b"xx")
+    heard = b"".join(os.read(answers[0], 1) for _ in range(2))
+    return [done, same, heard.decode(), large > 0]
+
+
+def not_packed(_folder: str):
+    """Where there is no room for it, nothing has changed and it goes on."""
+    one = parked()
+    before = contents(one.pid)
+    resource.prlimit(one.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+    done = packing.pack(one)
+    result, _ = tracer.system_call(one.pid, one.state, one.page, _GETPID)
+    return [done, contents(one.pid) == before, result == one.pid]
 
 
 def hostile_page(folder: str):
