@@ -10,7 +10,6 @@ elsewhere.
 """
 
 import _socket
-import array
 import builtins
 import errno
 import io
@@ -72,10 +71,9 @@ def _receive(channel: int) -> "Tuple[Request, List[int]]":
     connection.detach()
     if not data:
         os._exit(0)
-    descriptors = array.array("i")
+    received: List[int] = []
     for _level, _kind, content in ancillary:
-        descriptors.frombytes(content[: len(content) - len(content) % 4])
-    received = list(descriptors)
+        received += memoryview(content[: len(content) - len(content) % 4]).cast("i").tolist()
     if received and min(received) <= 3:
         received = [_high(number) for number in received]
     if data[0] == _INLINE:
@@ -239,7 +237,7 @@ def be_kernel(request: "Request", source: int, target: int) -> None:
     kernel.serve(source, target)
 
 
-_OWN_NEEDS = ("fcntl", "linecache", "random", "types")
+_OWN_NEEDS = ("linecache", "random", "types")
 """What `_run` imports where it is not there yet: as long as all the rest of a small program."""
 
 
