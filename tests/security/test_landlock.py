@@ -44,6 +44,16 @@ def outside() -> Iterator[Path]:
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in memory, in which sandboxes get theirs."""
+    folder = Path(tempfile.mkdtemp(prefix="in-memory-", dir="/dev/shm"))
+    folder.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
 @contextmanager
 def somebody_else() -> Iterator[subprocess.Popen[bytes]]:
     """A process of the caller's that no sandbox has to do with."""
@@ -526,6 +536,22 @@ async def test_who_stores_too_much_is_ended() -> None:
     async with LandlockSandbox({"disk_limit": "512m"}) as box:
         result = await box.run_code(code.replace("sleep(20)", "sleep(0.5)"), timeout=30)
         assert result.verdict == "ok"
+
+
+async def test_who_stores_too_many_files_is_ended_where_empty_ones_take_no_bytes(
+    in_memory: Path,
+) -> None:
+    many = "for n in range(1100):\n    open(str(n), 'w').close()\nimport time; time.sleep(20)\n"
+    more = "import time\nfor n in range(800):\n    open(f'more{n}', 'w').close(); time.sleep(.01)\n"
+    async with LandlockSandbox({"disk_limit": "8m"}) as box:
+        assert box.config.working_dir.startswith(str(in_memory))
+        assert (await box.run_code(many, timeout=30)).verdict == "disk_limit"
+        # Whoever finds it full of files may store bytes, remove files, and make no more of them.
+        result = await box.execute_command("echo again > 1; sleep 0.3; cat 1")
+        assert (result.verdict, result.stdout) == ("ok", "again\n")
+        assert (await box.run_code(more + "time.sleep(20)", timeout=30)).verdict == "disk_limit"
+        assert (await box.execute_command("rm -rf *; echo > x; ls")).stdout == "x\n"
+        assert (await box.run_code("open('y', 'w')")).verdict == "ok"
 
 
 async def test_a_tree_deeper_than_a_path_can_be_is_removed() -> None:

@@ -87,9 +87,9 @@ class Yard:
         self.init = 0
         self.door = 0
         self.used = self.files = 0
-        self.allowed: dict[int, int | None] = {}
-        """Bytes stored beyond which a run is ended although it found the yard full; None until the
-        first look after its begin."""
+        self.allowed: dict[int, tuple[int, int] | None] = {}
+        """Bytes and files stored beyond which a run is ended although it found the yard full; None
+        until the first look after its begin."""
 
     def members(self, crowd: survey.Crowd | None = None) -> survey.Members:
         return survey.descendants(self.init, self.door, crowd)
@@ -100,7 +100,14 @@ class Yard:
 
     def full(self) -> bool:
         """Whether more is stored than may be."""
-        return self.used >= self.held[0] or self.files >= self.held[1]
+        return self.overfills((0, 0))
+
+    def overfills(self, allowed: tuple[int, int]) -> bool:
+        """Whether more than is allowed and may be is stored, of bytes or of files. Each for itself:
+        there are file systems on which an empty file takes no bytes, nor the folder it is in."""
+        return self.used >= max(self.held[0], allowed[0] + 1) or self.files >= max(
+            self.held[1], allowed[1] + 1
+        )
 
     def bound(self, disk: int, inodes: int) -> None:
         """Hold it to so many bytes and files for now, and never to more than its own."""
@@ -209,10 +216,10 @@ class LandlockStation(station.Station):
         """End the runs that have stored more than they may; not one that only finds it full."""
         box = self.by_init.get(yard.init)
         for process in list(box.processes.values()) if box is not None else ():
-            allowed = yard.allowed.get(process.number, 0)
+            allowed = yard.allowed.get(process.number, (0, 0))
             if allowed is None:
-                yard.allowed[process.number] = yard.used
-            elif not process.ended and yard.used > allowed:
+                yard.allowed[process.number] = (yard.used, yard.files)
+            elif not process.ended and yard.overfills(allowed):
                 self.kill_run(process, "disk_limit")
 
     # --- sandboxes ------------------------------------------------------------------------------
