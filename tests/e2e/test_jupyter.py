@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
@@ -19,9 +17,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from ms_enclave.cli.main import main
+from tests.support.parts import descendants_of, wait_until_dead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
@@ -179,25 +179,13 @@ def test_nothing_is_left_of_a_kernel_whose_jupyter_was_killed(specs: Path) -> No
     try:
         assert jupyter.stdout is not None
         bridge = int(jupyter.stdout.readline())
-        below = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(bridge)], capture_output=True, text=True, check=True
-        ).stdout.split()
+        below = descendants_of(bridge)
         assert below, "the bridge has no station"
     finally:
         jupyter.kill()
         jupyter.wait()
         jupyter.stdout.close()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(is_alive(int(pid)) for pid in (bridge, *below)):
-        time.sleep(0.05)
-    assert not any(is_alive(int(pid)) for pid in (bridge, *below))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return ") Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
+    assert wait_until_dead({bridge, *below}, 20) == set()
 
 
 def plain(value: Any) -> Any:
