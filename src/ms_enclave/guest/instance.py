@@ -233,7 +233,6 @@ def be_kernel(request: "Request", source: int, target: int) -> None:
         _import_what_can_be(request["preload"])
     kernel: Any = _kernel
     _after_copy(request.get("seed"))
-    sys.path.insert(0, "")
     kernel.serve(source, target)
 
 
@@ -254,10 +253,16 @@ def _prepare(request: "Request", channel: int) -> None:
         _take_environment(request["env"])
         _keep_nothing_of_ours()
         ending.remember()
-        _rehearse()
+        _find_numpy_state()
+        if _kernel is None:
+            _rehearse()
+        else:
+            _rehearse_kernel(request["env"])
         import gc
 
         gc.collect()
+        if _kernel is not None:
+            _fill_holes()
         gc.freeze()
     except BaseException as error:  # noqa: BLE001 - whatever it raises, this is its only report
         os.write(channel, ("E%s: %s" % (type(error).__name__, error)).encode("utf-8", "replace"))
@@ -282,6 +287,70 @@ def _rehearse() -> None:
             sys.stdout.close()
             sys.modules["__main__"], sys.stdout, sys.argv[:], sys.path[:] = main, out, argv, path
     sys.modules["linecache"].cache.clear()
+
+
+_ENOUGH = 20
+"""Times after which the interpreter has settled how it runs something."""
+
+
+def _rehearse_kernel(environment: "Dict[str, str]") -> None:
+    """The same for a kernel: its way from the request to the end of its first cells."""
+    folder = os.getcwd()
+    request: Request = {
+        "op": "kernel", "cwd": folder, "env": environment, "preload": [], "seed": None,
+        "ipython": True,
+    }  # fmt: skip
+    ours, theirs = _socket.socketpair()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    rights = nothing.to_bytes(4, sys.byteorder) * 3
+    try:
+        for _ in range(_ENOUGH):
+            ours.sendmsg(
+                [b"\2" + json.dumps(request).encode()],
+                [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+            )
+            received, streams = _receive(theirs.fileno())
+            _take_place(received, streams)
+            _take_environment(received["env"])
+            _after_copy(None)
+        _kernel.rehearse()
+        sys.modules["linecache"].cache.clear()
+    finally:
+        os.close(nothing)
+        ours.close()
+        theirs.close()
+
+
+_filling: "List[Any]" = []
+_POOL = 1 << 14
+"""Bytes; the allocator has objects of one size together."""
+_POOL_HEADER = 48
+_MOST_HOLES = 1 << 16
+
+
+def _fill_holes() -> None:
+    """Take the places that imports have left free between objects, so that what a copy makes comes
+    to lie together: each page with a single new object in it would have to be copied.
+
+    In an interpreter whose allocator is another one, this makes a few MiB of nothing.
+    """
+    for size in range(16, 513, 16):
+        held: List[Any] = [None] * _MOST_HOLES
+        for number in range(_MOST_HOLES):
+            held[number] = one = _object_of(size)
+            if id(one) % _POOL == _POOL_HEADER:
+                del held[number + 1 :]  # the first of a new pool: there is no hole left
+                break
+        _filling.append(held)
+
+
+def _object_of(size: int) -> object:
+    """One of so many bytes, which nothing but the allocator keeps a stock of."""
+    if size == 16:
+        return object()
+    if size == 32:
+        return complex(0, 1)
+    return bytes(size - sys.getsizeof(b""))
 
 
 _ordinary = False
@@ -453,7 +522,7 @@ def _after_copy(seed: "Optional[int]") -> None:
         _random_seed(own)
         own.gauss_next = None
     if "numpy.random" in loaded:
-        loaded["numpy.random"].seed(None if seed is None else seed % 2**32)
+        _seed_numpy(loaded["numpy.random"], seed)
     if "torch" in loaded:
         loaded["torch"].manual_seed(int.from_bytes(os.urandom(7), "big") if seed is None else seed)
     if "ssl" in loaded:
@@ -461,6 +530,41 @@ def _after_copy(seed: "Optional[int]") -> None:
         loaded["ssl"].RAND_add(os.urandom(48), 48.0)
     if "uuid" in loaded:
         setattr(loaded["uuid"], "_last_timestamp", None)  # noqa: B010 - not in its type
+
+
+_NUMPY_KEY = 2496
+_NUMPY_USED_UP = (624).to_bytes(4, sys.byteorder)
+_numpy_state: "Optional[memoryview]" = None
+"""The memory of numpy's own generator: 624 words, and how many of them are used up."""
+
+
+def _find_numpy_state() -> None:
+    """Have the copies renew numpy's generator by writing random bytes where its state is: a hundred
+    pages fewer than its own way, which goes through half of numpy. Nothing where numpy keeps it
+    otherwise than is known."""
+    global _numpy_state
+    numpy = sys.modules.get("numpy.random")
+    if numpy is None or "ctypes" not in sys.modules:
+        return
+    import ctypes
+
+    try:
+        numpy.seed()
+        generator: Any = numpy.mtrand._rand._bit_generator
+        size = _NUMPY_KEY + len(_NUMPY_USED_UP)
+        place = (ctypes.c_ubyte * size).from_address(generator.ctypes.state_address)
+        known: Any = generator.state["state"]
+        if bytes(place) == known["key"].tobytes() + int(known["pos"]).to_bytes(4, sys.byteorder):
+            _numpy_state = memoryview(place).cast("B")
+    except Exception:  # noqa: BLE001 - another numpy than any that is known: its own way then
+        return
+
+
+def _seed_numpy(numpy: "Any", seed: "Optional[int]") -> None:
+    if seed is None and _numpy_state is not None:
+        _numpy_state[:] = os.urandom(_NUMPY_KEY) + _NUMPY_USED_UP
+    else:
+        numpy.seed(None if seed is None else seed % 2**32)
 
 
 def _random_seed(generator: "Any") -> None:

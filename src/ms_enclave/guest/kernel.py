@@ -55,23 +55,41 @@ _SHOWN_AFTER = 0.05
 
 _shell: Shell = kernel_plain.PlainShell() if kernel_ipython is None else kernel_ipython.make()
 """Made where the module is imported: in a zygote, whose copies have it then."""
+_ready = False
 
 
-def serve(source: int, target: int) -> NoReturn:
-    """Be a kernel: read from one descriptor, write to the other (they may be the same one)."""
+def make_ready() -> None:
+    """Do all that a kernel's process needs before its channel is there. Idempotent; in a zygote,
+    after the last import, so that a copy has only to run."""
+    global _ready
+    if _ready:
+        return
+    _ready = True
     link = _link
-    link.open(source, target)
     os.register_at_fork(after_in_child=link.detach)
     _set_handler(int(signal.SIGINT), link.on_interrupt)
     sys.stdout, sys.stderr = link.streams
     builtins.input = link.input
     _replace_getpass(link)
     _show_crashes()
+    _shell.connect(link)
     _shell.begin()
-    link.greet({"implementation": _shell.name, "implementation_version": _shell.version()})
+    sys.path.insert(0, "")
+
+
+def serve(source: int, target: int) -> NoReturn:
+    """Be a kernel: read from one descriptor, write to the other (they may be the same one)."""
+    make_ready()
+    _begin(source, target)
     while True:
-        number, body = link.next_request(_shell)
-        _answer(link, number, body)
+        number, body = _link.next_request(_shell)
+        _answer(_link, number, body)
+
+
+def _begin(source: int, target: int) -> None:
+    _link.open(source, target)
+    _shell.take_environment()
+    _link.greet({"implementation": _shell.name, "implementation_version": _shell.version()})
 
 
 def _show_crashes() -> None:
@@ -423,31 +441,30 @@ class _Bytes(io.RawIOBase):
 
 # --- before the first cell ----------------------------------------------------------------------
 
-_REHEARSED = ("def f():\n    1/0\nf()", "1 +", *("1 + 1", "print(1)") * 20)
-"""Often enough that the interpreter has settled how it runs what every cell runs."""
+_FAILING = ("def f():\n    1/0\nf()", "1 +")
+_USUAL = ("1 + 1", "print(1)")
+_ENOUGH = 20
+"""Times after which the interpreter has settled how it runs something."""
 
 
-def _rehearse() -> None:
-    """Run cells as every kernel will, so that what they load, remember and change is there in each
-    copy and need not be written again."""
-    kept = sys.modules["__main__"], sys.displayhook, sys.stdout, sys.stderr
+def rehearse() -> None:
+    """Begin and run cells as every kernel will, so that what they load, remember and change is
+    there in each copy and need not be written again."""
+    make_ready()
     source, feed = os.pipe()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        _link.open(source, nowhere)
-        sys.stdout, sys.stderr = _link.streams
-        _shell.connect(_link)
-        for number, code in enumerate(_REHEARSED, 1):
-            body = {"op": "execute", "code": code, "display_limit": 1 << 20}
-            os.write(feed, b"".join(protocol.encode_request(number, body)))
-            _answer(_link, *_link.next_request(_shell))
-        _shell.forget()
+        for number in range(1, _ENOUGH + 1):
+            _begin(source, nowhere)
+            for code in _USUAL if number > 1 else (*_FAILING, *_USUAL):
+                body = {"op": "execute", "code": code, "display_limit": 1 << 20}
+                os.write(feed, b"".join(protocol.encode_request(number, body)))
+                _answer(_link, *_link.next_request(_shell))
     finally:
+        _shell.forget()
         _link.open(-1, -1)
-        sys.modules["__main__"], sys.displayhook, sys.stdout, sys.stderr = kept
         for descriptor in (source, feed, nowhere):
             os.close(descriptor)
 
 
 _link = Link()
-_rehearse()

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 __all__ = ["make"]
 
 _INLINE = "module://matplotlib_inline.backend_inline"
+_TOLD = {
+    "TERM": "xterm-color", "CLICOLOR": "1", "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1",
+    "PAGER": "cat", "GIT_PAGER": "cat",
+}  # fmt: skip
+"""What ipykernel tells programs that a cell starts: colours, and no pager."""
 
 
 def make() -> IPythonShell:
@@ -78,12 +83,14 @@ class IPythonShell(Shell):
     def begin(self) -> None:
         sys.modules["__main__"] = self.shell.user_module
         sys.argv[:] = [""]
-        os.environ.setdefault("MPLBACKEND", _INLINE)
-        # What ipykernel tells programs that a cell starts: colours, and no pager.
-        os.environ.update({
-            "TERM": "xterm-color", "CLICOLOR": "1", "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1",
-            "PAGER": "cat", "GIT_PAGER": "cat",
-        })  # fmt: skip
+
+    def take_environment(self) -> None:
+        environment = os.environ
+        if "MPLBACKEND" not in environment:
+            environment["MPLBACKEND"] = _INLINE
+        for name, value in _TOLD.items():
+            if environment.get(name) != value:
+                environment[name] = value
 
     def count(self) -> int:
         return int(self.shell.execution_count) - 1

@@ -41,7 +41,11 @@ class Shell(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """The first thing in the kernel's own process; it is connected already."""
+        """Take the interpreter's place for what runs in it; it is connected already."""
+
+    @abstractmethod
+    def take_environment(self) -> None:
+        """Add to the environment variables of the kernel's own process."""
 
     def connect(self, link: Link) -> None:
         """Have what cells show go there."""
@@ -127,7 +131,7 @@ class PlainShell(Shell):
         self._module = types.ModuleType("__main__")
         self._module.__dict__["__builtins__"] = builtins
         # For what is preloaded after this.
-        os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
+        os.environ.setdefault("MPLBACKEND", _BACKEND)
         sys.meta_path.append(_figures)  # type: ignore[arg-type]
 
     def connect(self, link: Link) -> None:
@@ -149,8 +153,11 @@ class PlainShell(Shell):
         for name in ("display", "update_display", "clear_output"):
             setattr(builtins, name, getattr(shown, name))
         sys.argv[:] = [""]
-        os.environ.setdefault("MPLBACKEND", "module://" + _FIGURES)
         _figures.shown = shown
+
+    def take_environment(self) -> None:
+        if "MPLBACKEND" not in os.environ:
+            os.environ["MPLBACKEND"] = _BACKEND
 
     def count(self) -> int:
         return self._count
@@ -318,6 +325,7 @@ def _is_hushed(source: str) -> bool:
 # --- matplotlib ---
 
 _FIGURES = "enclave_figures"
+_BACKEND = "module://" + _FIGURES
 
 
 class _Figures:
