@@ -789,19 +789,24 @@ class Sandbox:
         """
         return call(self._target.list_ports)
 
-    def connect(self, port: int) -> PortStream:
+    def connect(self, port: int, *, timeout: float | None = 30.0) -> PortStream:
         """A connection to a TCP port on the sandbox's own loopback address.
 
         It ends with the sandbox, and lasts until it is closed: `with` does that. It can be
         used on any event loop; one task may send while another receives.
 
+        Args:
+            timeout: seconds to wait for whoever listens to take the connection, as one does not
+                whose queue is full; None for as long as it takes. The connection itself has none.
+
         Raises:
             PortRefusedError: nothing takes connections at that port.
-            ConfigError: that is no port.
+            PortTimeoutError: something listens, and has not taken the connection in time.
+            ConfigError: that is no port, or no time.
             OSError: `EMFILE`, the sandbox has 400 connections already.
             CapabilityError, SandboxStateError, SandboxLostError: as `list_ports`.
         """
-        return PortStream(call(self._target.connect, port))
+        return PortStream(call(self._target.connect, port, timeout=timeout))
 
     @property
     def capabilities(self) -> frozenset[str]:

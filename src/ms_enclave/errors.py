@@ -18,6 +18,7 @@
     ├── AuthenticationError                 the key is missing or wrong
     ├── ServerUnreachableError (ConnectionError)    the server does not answer
     ├── PortRefusedError (ConnectionRefusedError)   nothing takes connections at that port inside
+    ├── PortTimeoutError (TimeoutError)             what listens at that port takes none in time
     └── ForkRefusedError                    something in the sandbox cannot be forked
 
 What a program does wrong is never one of these: it is a result. `code` is how an error travels on
@@ -44,6 +45,7 @@ __all__ = [
     "PoolEmptyError",
     "PoolTimeoutError",
     "PortRefusedError",
+    "PortTimeoutError",
     "QuotaExceededError",
     "SandboxLostError",
     "SandboxNotFoundError",
@@ -287,6 +289,25 @@ class PortRefusedError(EnclaveError, ConnectionRefusedError):
     def __init__(self, port: int, *, remedy: str | None = None) -> None:
         super().__init__(f"Nothing listens on port {port} of the sandbox", remedy=remedy)
         self.port = port
+
+
+class PortTimeoutError(EnclaveError, TimeoutError):
+    """What listens at that port of the sandbox has not taken the connection in time.
+
+    Args:
+        port: the number of the port.
+        timeout: the seconds that were waited.
+    """
+
+    code = "port_timeout"
+    http_status = 408
+
+    def __init__(self, port: int, timeout: float, *, remedy: str | None = None) -> None:
+        super().__init__(
+            f"Port {port} of the sandbox took no connection within {timeout:g} s", remedy=remedy
+        )
+        self.port = port
+        self.timeout = timeout
 
 
 class ForkRefusedError(EnclaveError):

@@ -146,6 +146,23 @@ def test_jupyter_client_answers_input(client: BlockingKernelClient) -> None:
     ]
 
 
+def test_comm_messages_of_a_front_end_lead_nowhere_and_break_nothing(
+    client: BlockingKernelClient,
+) -> None:
+    for kind in ("comm_open", "comm_msg", "comm_close"):
+        content = {"comm_id": "1", "target_name": "jupyter.widget", "data": {}}
+        client.shell_channel.send(client.session.msg(kind, content))
+    client.comm_info(reply=False)
+    replies = [client.get_shell_msg(timeout=30)]
+    while replies[-1]["msg_type"] == "kernel_info_reply":  # of what waited for it to be ready
+        replies.append(client.get_shell_msg(timeout=30))
+    assert replies[-1]["msg_type"] == "comm_info_reply"
+    assert replies[-1]["content"] == {"status": "ok", "comms": {}}
+    reply, seen = run(client, "1 + 1")
+    assert reply["status"] == "ok"
+    assert [c["data"] for k, c in seen if k == "execute_result"] == [{"text/plain": "2"}]
+
+
 def test_jupyter_interrupts_and_restarts(client: BlockingKernelClient) -> None:
     manager = client.manager_of_test
     run(client, "x = 5")

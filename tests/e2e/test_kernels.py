@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
+import zipfile
 from typing import TYPE_CHECKING
 
 import anyio
@@ -209,3 +211,72 @@ async def test_an_object_with_a_bundle_of_its_own_is_shown_as_it_says() -> None:
         assert done.result == {
             "application/vnd.plotly.v1+json": {"data": []}, "text/plain": "F",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("ipython", [True, False])
+async def test_plotlys_figures_are_bundles_that_a_notebook_can_draw(ipython: bool) -> None:
+    pytest.importorskip("plotly")
+    async with sandbox() as box:
+        kernel = await box.kernel(ipython=ipython)
+        made = await kernel.run(
+            "import plotly.graph_objects as go, plotly.io as pio\n"
+            "pio.renderers.default = 'plotly_mimetype'\n"
+            "figure = go.Figure(go.Bar(y=[2, 3, 1]))\nfigure"
+        )
+        shown = await kernel.run("figure")
+        assert made.error is None
+        for bundle in [*made.displays, made.result, *shown.displays, shown.result]:
+            if bundle is not None and "application/vnd.plotly.v1+json" in bundle:
+                drawn = bundle["application/vnd.plotly.v1+json"]
+                assert drawn["data"][0]["type"] == "bar"
+                break
+        else:
+            pytest.fail(f"no figure in {made} and {shown}")
+
+
+def wheel() -> bytes:
+    """The smallest package that pip takes."""
+    content = io.BytesIO()
+    facts = "brought_along-1.0.dist-info"
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("brought_along.py", "ANSWER = 42\n")
+        head = "Metadata-Version: 2.1\nName: brought-along\nVersion: 1.0\n"
+        archive.writestr(f"{facts}/METADATA", head)
+        archive.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+            "Tag: py3-none-any\n")  # fmt: skip
+        archive.writestr(f"{facts}/RECORD", "")
+    return content.getvalue()
+
+
+async def test_percent_pip_installs_a_wheel_that_the_sandbox_has() -> None:
+    async with sandbox() as box:
+        name = "brought_along-1.0-py3-none-any.whl"
+        await box.files.write(name, wheel())
+        kernel = await box.kernel()
+        missing = await kernel.run("import brought_along")
+        assert missing.error is not None
+        assert missing.error.name == "ModuleNotFoundError"
+        done = await kernel.run(f"%pip install --no-index ./{name}")
+        assert "Successfully installed brought" in done.stdout, (done.stdout, done.stderr)
+        assert (await kernel.run("import brought_along as b; b.ANSWER")).result == {
+            "text/plain": "42"
+        }
+        await kernel.restart()
+        assert (await kernel.run("import brought_along as b; b.ANSWER")).result == {
+            "text/plain": "42"
+        }
+        elsewhere = await kernel.run(f"%pip install --no-index --target here ./{name}")
+        assert "Successfully installed brought" in elsewhere.stdout
+        assert await box.files.exists("here/brought_along.py")
+
+
+async def test_widgets_have_nobody_to_talk_to_and_the_kernel_goes_on() -> None:
+    async with sandbox() as box:
+        kernel = await box.kernel()
+        done = await kernel.run(
+            "import comm\nc = comm.create_comm(target_name='jupyter.widget', data={'state': {}})\n"
+            "c.send({'method': 'update'}); c.close(); c.comm_id != ''"
+        )
+        assert done.error is None
+        assert done.result == {"text/plain": "True"}
+        assert (await kernel.run("1 + 1")).result == {"text/plain": "2"}

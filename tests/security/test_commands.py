@@ -69,6 +69,30 @@ async def test_a_stopped_guest_holds_up_no_program(box: Sandbox) -> None:
     assert (await command.wait(60)).stderr == "end\n"
 
 
+async def test_a_killed_guest_costs_output_in_between_at_most(box: Sandbox) -> None:
+    command = await box.start_command("yes | head -c 2000000; read go; yes | head -c 2000000",
+        stdin=True)  # fmt: skip
+    with anyio.fail_after(60):
+        while command.cursor < 2_000_000:
+            await anyio.sleep(0.02)
+    killed = await box.execute_command(
+        "for p in $(grep -l 'boot[.]py' /proc/[0-9]*/cmdline); do p=${p#/proc/}; p=${p%/cmdline}; "
+        "[ $p = $$ ] || { kill -KILL $p && echo $p; }; done"
+    )
+    assert len(killed.stdout.split()) == 1, killed
+    await command.write("go\n")
+    result = await command.wait(60)
+    assert result.exit_code == 0
+    chunk = await command.read(max_bytes=8_000_000)
+    assert len(chunk.data) + chunk.lost == 4_000_000
+    assert chunk.data == b"y\n" * (len(chunk.data) // 2)
+    later = await box.start_command("yes | head -c 2000000")
+    await later.wait(60)
+    chunk = await later.read(max_bytes=2_000_000)
+    assert (len(chunk.data), chunk.lost) == (2_000_000, 0)
+    assert await box.files.exists(".")
+
+
 def resident() -> int:
     """Bytes of memory that this process has."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

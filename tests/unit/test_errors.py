@@ -19,6 +19,7 @@ from ms_enclave.errors import (
     IsolationUnavailableError,
     PoolEmptyError,
     PoolTimeoutError,
+    PortTimeoutError,
     QuotaExceededError,
     SandboxNotFoundError,
 )
@@ -34,6 +35,7 @@ BUILTINS = {
     "SandboxStartError": RuntimeError,
     "PoolEmptyError": ValueError,
     "PoolTimeoutError": TimeoutError,
+    "PortTimeoutError": TimeoutError,
     "ServerUnreachableError": ConnectionError,
 }
 
@@ -50,6 +52,7 @@ def make(kind: type[EnclaveError]) -> EnclaveError:
         ),
         PoolEmptyError: lambda: PoolEmptyError(remedy="do it"),
         PoolTimeoutError: lambda: PoolTimeoutError(2.5, remedy="do it"),
+        PortTimeoutError: lambda: PortTimeoutError(8000, 2.5, remedy="do it"),
         QuotaExceededError: lambda: QuotaExceededError("too much", retry_after=3.0),
         ForkRefusedError: lambda: ForkRefusedError(blockers=["a socket"], remedy="do it"),
     }

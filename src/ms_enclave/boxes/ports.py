@@ -6,6 +6,7 @@ host listens or can be reached because of it.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ import anyio.lowlevel
 from anyio.abc import ByteStream
 from typing_extensions import override
 
+from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._life import Life
-from ms_enclave.errors import ConfigError
+from ms_enclave.errors import ConfigError, PortTimeoutError
 from ms_enclave.loop import on_loop, run
 
 if TYPE_CHECKING:
@@ -60,22 +62,32 @@ class Ports(Life):
             return await guest.ports()
 
     @on_loop
-    async def connect(self, port: int) -> PortStream:
+    async def connect(self, port: int, *, timeout: float | None = 30.0) -> PortStream:
         """A connection to a TCP port on the sandbox's own loopback address.
 
         It ends with the sandbox, and lasts until it is closed: `async with` does that. It can be
         used on any event loop; one task may send while another receives.
 
+        Args:
+            timeout: seconds to wait for whoever listens to take the connection, as one does not
+                whose queue is full; None for as long as it takes. The connection itself has none.
+
         Raises:
             PortRefusedError: nothing takes connections at that port.
-            ConfigError: that is no port.
+            PortTimeoutError: something listens, and has not taken the connection in time.
+            ConfigError: that is no port, or no time.
             OSError: `EMFILE`, the sandbox has 400 connections already.
             CapabilityError, SandboxStateError, SandboxLostError: as `list_ports`.
         """
         number = _validate_port(port)
+        seconds = inputs.validate_timeout(timeout) or math.inf
         await self._require("ports")
         async with self._use_guest() as guest:
-            stream = await guest.connect_port(number)
+            stream: GuestPort | None = None
+            with anyio.move_on_after(seconds):
+                stream = await guest.connect_port(number)
+            if stream is None:
+                raise PortTimeoutError(number, seconds)
         return PortStream(stream, lambda: self._using_again(guest))
 
 

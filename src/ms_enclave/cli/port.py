@@ -220,7 +220,7 @@ async def _pass_on(client: SocketStream, sandbox: Sandbox, port: int) -> None:
 
     try:
         stream = await sandbox.connect(port)
-    except (OSError, EnclaveError):  # nothing listens there, there are too many, or it has ended
+    except (OSError, EnclaveError):  # nobody takes it there, there are too many, or it has ended
         _refuse(client)
         return
     async with stream, anyio.create_task_group() as group:

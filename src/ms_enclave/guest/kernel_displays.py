@@ -103,8 +103,13 @@ def _has(value: Any, method: str) -> bool:
 
 
 def show_by_itself(value: Any) -> bool:
-    """Whether an object has a way of its own to be shown, and was."""
+    """Whether an object has a way of its own to be shown, and was.
+
+    One that gives a bundle as well is not asked: its own way asks IPython, which is not there.
+    """
     if isinstance(value, type) or not _has(value, "_ipython_display_"):
+        return False
+    if _has(value, "_repr_mimebundle_"):
         return False
     value._ipython_display_()
     return True

@@ -10,9 +10,12 @@ has the shapes that ipykernel's would have.
 
 from __future__ import annotations
 
+import importlib
 import os
+import shlex
 import subprocess
 import sys
+import sysconfig
 import tempfile
 
 import IPython
@@ -45,6 +48,22 @@ _TOLD = {
 """What ipykernel tells programs that a cell starts: colours, and no pager."""
 
 
+_ELSEWHERE = ("--target", "-t", "--user", "--prefix", "--root")
+"""Options of pip's that say where to."""
+
+
+def _is_closed_environment() -> bool:
+    """Whether pip can install nothing here: outside of an environment, it finds a place itself."""
+    if sys.prefix == sys.base_prefix:
+        return False
+    return not os.access(sysconfig.get_path("purelib"), os.W_OK)
+
+
+def _own_packages() -> str:
+    version = "python%d.%d" % sys.version_info[:2]
+    return os.path.join(os.path.expanduser("~"), ".local", "lib", version, "site-packages")
+
+
 def make() -> IPythonShell:
     """A shell, with all that a first cell needs loaded."""
     return IPythonShell()
@@ -64,6 +83,8 @@ class IPythonShell(Shell):
         self.shell: Any = _Interactive.instance(config=config)
         self.shell.db = {}  # what magics remember would be in files
         self.shell.loop_runner = self.run_coroutine
+        self._pip: Any = self.shell.find_line_magic("pip")
+        self.shell.register_magic_function(self.pip, "line", "pip")
         os.environ.setdefault("MPLBACKEND", _INLINE)  # for what is preloaded after this
         for name, value in keep.items():
             if value is not None:
@@ -91,6 +112,27 @@ class IPythonShell(Shell):
         for name, value in _TOLD.items():
             if environment.get(name) != value:
                 environment[name] = value
+        folder = _own_packages()
+        if _is_closed_environment() and os.path.isdir(folder):
+            sys.path.append(folder)  # of a kernel before this one
+
+    def pip(self, line: str) -> None:
+        """Run pip in this interpreter: `%pip install package`.
+
+        Where that is a virtual environment which the sandbox may not change, what is installed goes
+        to a folder of the sandbox's own, which its kernels import from.
+        """
+        words = line.split()
+        own = (
+            words[:1] == ["install"]
+            and _is_closed_environment()
+            and not any(word.startswith(_ELSEWHERE) for word in words)
+        )
+        folder = _own_packages()
+        self._pip(line + " --target " + shlex.quote(folder) if own else line)
+        if own and os.path.isdir(folder) and folder not in sys.path:
+            sys.path.append(folder)
+        importlib.invalidate_caches()
 
     def count(self) -> int:
         return int(self.shell.execution_count) - 1

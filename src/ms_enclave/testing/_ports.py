@@ -15,6 +15,7 @@ from ms_enclave.errors import (
     CapabilityError,
     ConfigError,
     PortRefusedError,
+    PortTimeoutError,
     SandboxLostError,
     SandboxStateError,
 )
@@ -68,6 +69,26 @@ with socket.create_server((sys.argv[1], 0), family=family) as listening:
     os.rename("port.part", "port")
     while True:
         threading.Thread(target=serve, args=[listening.accept()[0]], daemon=True).start()
+"""
+
+
+_FULL = """
+import socket, time
+
+listening = socket.socket()
+listening.bind(("127.0.0.1", 0))
+listening.listen(0)
+held = []
+for _ in range(4):  # until the queue of who was not taken yet is full
+    one = socket.socket()
+    one.settimeout(0.2)
+    try:
+        one.connect(listening.getsockname())
+    except socket.timeout:
+        break
+    held.append(one)
+print(listening.getsockname()[1], flush=True)
+time.sleep(600)
 """
 
 
@@ -154,6 +175,24 @@ class PortsContract(SandboxSuite):
             await box.connect(free)
         assert caught.value.port == free
         assert isinstance(caught.value, ConnectionRefusedError)
+
+    async def test_one_that_takes_no_connection_is_waited_for_no_longer_than_asked(
+        self, box: Sandbox
+    ) -> None:
+        needs(box, "ports")
+        needs(box, "python")
+        command = await box.start_command(["python3", "-c", _FULL])
+        try:
+            port = int((await command.read(max_bytes=100, wait=20)).data)
+            with anyio.fail_after(20), pytest.raises(PortTimeoutError, match=str(port)) as caught:
+                await box.connect(port, timeout=0.3)
+            assert (caught.value.port, caught.value.timeout) == (port, 0.3)
+            assert isinstance(caught.value, TimeoutError)
+            assert port in [found.port for found in await box.list_ports()]
+            with pytest.raises(ConfigError, match="timeout"):
+                await box.connect(port, timeout=0)
+        finally:
+            await command.kill()
 
     @pytest.mark.parametrize("port", [0, -1, 65536, True, "80"])
     async def test_what_is_no_port_is_not_asked_for(self, box: Sandbox, port: object) -> None:
