@@ -232,3 +232,32 @@ def is_expected(error: Exception, role: str) -> bool:
     if role == "guest":
         return isinstance(error, ConnectionResetError)
     return isinstance(error, (SandboxLostError, SandboxStartError))
+
+
+def first_zygote() -> int:
+    """The one that all others of our station are made from."""
+    for station in descendants_of(os.getpid()):
+        if "station.py" in Path(f"/proc/{station}/cmdline").read_text():
+            children = Path(f"/proc/{station}/task/{station}/children").read_text().split()
+            named = [
+                pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()
+            ]
+            return min(int(pid) for pid in named)
+    raise AssertionError("there is no station")
+
+
+async def test_what_was_preloaded_outlives_the_zygote_that_it_was_made_from() -> None:
+    async with LocalSandboxManager() as manager:
+        config = {"preload": ["fractions"]}
+        code = "import sys; print('fractions' in sys.modules)"
+        assert (await manager.run_code(code, config=config)).stdout == "True\n"
+        killed = first_zygote()
+        os.kill(killed, signal.SIGKILL)
+        assert not wait_until_dead({killed}, 10)
+        for _ in range(3):
+            assert (await manager.run_code(code, config=config)).stdout == "True\n"
+        assert (await manager.run_code(code)).stdout == "False\n"
+        async with manager.sandbox("process") as sandbox:
+            assert (await sandbox.execute_command("true")).exit_code == 0
+        for _ in range(3):
+            assert (await manager.run_code(code, config=config)).stdout == "True\n"

@@ -183,7 +183,9 @@ class Line:
         socket.send_fds(self.ours, [b"0"], descriptors)
 
     def clear(self) -> None:
-        """Take back what nobody has read: it is not for the next one."""
+        """Take back what nobody has read, and what came back: neither is for the next one."""
+        while select.select([self.ours], [], [], 0)[0]:
+            self.ours.recv(1)
         if not select.select([self.theirs], [], [], 0)[0]:
             return
         for descriptor in socket.recv_fds(self.theirs, 1, _MOST_DESCRIPTORS)[1]:

@@ -55,6 +55,7 @@ class _Preparation:
     def __init__(
         self,
         key: str,
+        bare: carrier.Carrier,
         place: slot.Slot,
         group: Group,
         kernel: int,
@@ -62,6 +63,9 @@ class _Preparation:
         channel: socket.socket,
     ) -> None:
         self.key = key
+        self.bare = bare
+        """What its memory began as: that one may have been killed, and another one started."""
+
         self.slot = place
         self.group = group
         self.kernel = kernel
@@ -103,8 +107,8 @@ class Zygotes:
                 tracer.kill(pid)
 
     def _start_bare(self) -> int:
-        self.line.close()
-        self.line = line = carrier.Line()
+        line = self.line  # the same for all, or what was made of a last one would hear of nothing
+        line.clear()
         pid = calls.clone(0)
         if pid == 0:
             line.ours.close()
@@ -219,7 +223,7 @@ class Zygotes:
             return
         finally:
             theirs.close()
-        self.preparing[key] = _Preparation(key, place, group, kernel, shadow, ours)
+        self.preparing[key] = _Preparation(key, self.bare, place, group, kernel, shadow, ours)
 
     def user(self) -> User:
         return (1000, 1000) if self.plan["root_mode"] else (0, 0)
@@ -267,17 +271,15 @@ class Zygotes:
 
     def _checkpoint(self, preparation: _Preparation) -> carrier.Carrier:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
-        if self.bare is None:
-            raise tracer.TraceError("the zygote was killed")
         _refuse_threads(preparation.kernel)
         state = tracer.seize_parked(preparation.kernel, trusted=False)
+        bare = preparation.bare
         shadow = carrier.Carrier(
-            preparation.shadow, self.bare.state, self.bare.page, self.bare.data,
-            self.bare.thread_id,
-        )  # fmt: skip
-        made = self._copy(shadow, self.bare, state)
+            preparation.shadow, bare.state, bare.page, bare.data, bare.thread_id
+        )
+        made = self._copy(shadow, bare, state)
         if not self._pack(made):
-            made = self._copy(shadow, self.bare, state)
+            made = self._copy(shadow, bare, state)
         return made
 
     def _copy(
