@@ -137,8 +137,7 @@ class Process:
         self.pids_limit = request.get("pids")
         self.processors: set[int] | None = None  # the only ones it may use
         self.stays = request["kind"] in ("guest", "kernel")  # it mostly waits: nobody's run
-        self.watched = False
-        self.look_again = 0.0  # when it is next to be looked at, if it is watched
+        self.look_again = 0.0  # when it is next to be looked at, if it is
         self.disk = request["disk"]
         self.inodes = request["inodes"]
         self.largest_file = request["rlimits"][str(_FSIZE)][0]
@@ -185,6 +184,13 @@ class Station:
         self.boxes: dict[str, Box] = {}
         self.processes: dict[int, Process] = {}
         self.by_pid: dict[int, Process] = {}
+        self.ending: dict[Process, None] = {}
+        self.watching: dict[Process, None] = {}
+        """Those that are limited by being looked at, in the order in which that is to happen."""
+
+        self.busy: set[Process] = set()
+        """Those that run somebody's program now."""
+
         self.by_init: dict[int, Box] = {}
         self.networks: dict[str, network.Network] = {}
         self.leaving: list[tuple[network.Network, int | None]] = []
@@ -279,11 +285,11 @@ class Station:
         """Milliseconds until something has to be looked at again; None for never."""
         if tracer.signals_taken():
             return 0
-        if self.leftovers or any(process.ending for process in self.processes.values()):
+        if self.leftovers or self.ending:
             return _TICK * 1000
         if self.alone.since is not None:
             return self.alone.patience()
-        if any(process.watched for process in self.processes.values()):
+        if self.watching:
             return _WATCH * 1000
         if self.zygotes.asked and not self.processes:
             return _IDLE * 1000
@@ -599,6 +605,7 @@ class Station:
         self.processes.pop(process.number)
         box.processes.pop(process.number)
         process.number = request["process"]
+        self.busy.add(process)
         self.processes[process.number] = box.processes[process.number] = process
         return None
 
@@ -658,6 +665,8 @@ class Station:
         del self.by_init[box.slot.init]
         self.free(box.slot)
         for process in box.processes.values():
+            self.pass_over(process)
+            self.ending.pop(process, None)
             self.tell_end(process)
             self.processes.pop(
                 process.number, None
@@ -736,8 +745,7 @@ class Station:
         process = Process(request["process"], box, pid, group, request)
         process.before = before
         process.processors = processors if processors != self.processors else None
-        process.watched = self.is_watched(process)
-        process.look_again = self.last_birth + _WATCH
+        self.attend_to(process)
         box.processes[process.number] = process
         self.processes[process.number] = process
         self.by_pid[pid] = process
@@ -787,6 +795,7 @@ class Station:
             return {"ok": {}}
         self.kill_run(process, None)
         process.kill_requests.append(request["q"])
+        self.ending[process] = None
         return None
 
     def kill_run(self, process: Process, cause: str | None) -> None:
@@ -841,6 +850,7 @@ class Station:
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         process.ended = True
+        self.pass_over(process)
         figures = process.group.figures()
         left = None if self.groups.complete else self.look_at(process)
         cause = process.cause or self.limit_hit(process, status, usage, figures)
@@ -860,6 +870,8 @@ class Station:
             # It ran into a limit: what it left behind holds what the next one needs.
             self.kill_run(process, cause)
             process.last_words = row
+            if process.number in self.processes:
+                self.ending[process] = None
             return
         if figures.refused_forks or process.crowded:
             self.kill_run(process, None)  # it ended well, but leaves no room for the next
@@ -907,6 +919,8 @@ class Station:
         )
 
     def forget(self, process: Process) -> None:
+        self.pass_over(process)
+        self.ending.pop(process, None)
         self.processes.pop(process.number, None)
         process.box.processes.pop(process.number, None)
         if process.box.once:
@@ -914,6 +928,19 @@ class Station:
         else:
             self.bound_store(process.box)
             process.group.put_away()  # one with daemons in it goes when the sandbox does
+
+    def attend_to(self, process: Process) -> None:
+        """From now on it runs, and there may be something to see."""
+        if self.is_watched(process):
+            process.look_again = self.last_birth + _WATCH
+            self.watching[process] = None
+        if not process.stays and process.number > 0:
+            self.busy.add(process)
+
+    def pass_over(self, process: Process) -> None:
+        """From now on it runs nothing, and there is nothing to see."""
+        self.busy.discard(process)
+        self.watching.pop(process, None)
 
     def tell_end(self, process: Process) -> None:
         """Say that a run is gone that was being killed."""
@@ -924,13 +951,11 @@ class Station:
 
     def look_after(self) -> None:
         now = time.monotonic()
-        due: list[Process] = []
-        for process in list(self.processes.values()):
-            if process.ending and self.gone(process):
+        for process in list(self.ending):
+            if self.gone(process):
                 self.tell_end(process)
                 self.forget(process)
-            elif process.watched and not process.ended and now >= process.look_again:
-                due.append(process)
+        due = self.due(now)
         if due:
             self.watch_some(due, now)
         self.leftovers = [
@@ -950,12 +975,7 @@ class Station:
         control group waits for the kernel for milliseconds, and the station with it."""
         if now - self.last_birth < _LATELY:
             return True
-        busy = any(
-            not (process.ended or process.stays)
-            for process in self.processes.values()
-            if process.number > 0
-        )
-        return not busy and now - self.last_request > _REST
+        return not self.busy and now - self.last_request > _REST
 
     def stock_up(self, now: float) -> None:
         """Make one thing ahead of need, if nothing else is asked for."""
@@ -986,14 +1006,24 @@ class Station:
         pinned = process.processors is not None
         return process.cpu_limit is not None or unheld or one_by_one or pinned
 
+    def due(self, now: float) -> list[Process]:
+        """Those that are to be looked at now, who waited longest first: where groups hold what
+        matters, a crowd must not hold up requests."""
+        held = {"memory", "pids"} <= self.groups.controllers.keys()
+        found: list[Process] = []
+        for process in self.watching:
+            if process.look_again > now or (held and len(found) == _MOST_LOOKS):
+                break
+            found.append(process)
+        return found
+
     def watch_some(self, due: list[Process], now: float) -> None:
-        """Look at those that were looked at the longest ago: where groups hold what matters, a
-        crowd must not hold up requests."""
-        if len(due) > _MOST_LOOKS and {"memory", "pids"} <= self.groups.controllers.keys():
-            due = sorted(due, key=lambda process: process.look_again)[:_MOST_LOOKS]
+        """Look at them, and put them at the end of those that wait for it."""
         crowd = survey.Crowd()
         for process in due:
             process.look_again = now + _WATCH
+            del self.watching[process]
+            self.watching[process] = None
             self.watch(process, crowd)
 
     def watch(self, process: Process, crowd: survey.Crowd) -> None:
