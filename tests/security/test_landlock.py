@@ -554,6 +554,17 @@ async def test_who_stores_too_many_files_is_ended_where_empty_ones_take_no_bytes
         assert (await box.run_code("open('y', 'w')")).verdict == "ok"
 
 
+async def test_who_finds_far_too_many_files_adds_none() -> None:
+    more = (
+        "import time\nfor n in range(2000):\n    open(f'more{n}', 'w').close(); time.sleep(.01)\n"
+    )
+    async with LandlockSandbox({"disk_limit": "8m"}) as box:
+        for number in range(3000):  # as if somebody had been quicker than the first look
+            (Path(box.config.working_dir) / str(number)).touch()
+        assert (await box.execute_command("sleep 0.5")).verdict == "ok"
+        assert (await box.run_code(more, timeout=60)).verdict == "disk_limit"
+
+
 async def test_a_tree_deeper_than_a_path_can_be_is_removed() -> None:
     code = "for _ in range(3000):\n    os.mkdir('d' * 50); os.chdir('d' * 50)\nopen('f', 'w')\n"
     async with LandlockSandbox() as box:

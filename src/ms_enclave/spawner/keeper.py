@@ -130,6 +130,7 @@ class _Keeper:
         self.pause = _LEAST_PAUSE
         self.look_at = time.monotonic()
         self.seen = (0, 0)
+        self.counted = 0  # files, at the last look
         self.at_once = place.own_user or _is_out_of_reach(station)
         self.brokers: dict[int, broker.Broker] = {}
         self.poll = select.poll()
@@ -223,12 +224,12 @@ class _Keeper:
         self.pause = min(2 * self.pause, _MOST_PAUSE) if seen == self.seen else _LEAST_PAUSE
         if seen != self.seen:
             self.say(bytes=seen[0], files=seen[1])
-        self.seen = seen
+        self.seen, self.counted = seen, seen[1]
         now = time.monotonic()
         self.look_at = now + max(self.pause, _SHARE * (now - begun))
 
     def stored(self) -> tuple[int, int]:
-        most = 2 * self.place.inodes
+        most = self.counted + 2 * self.place.inodes  # so that more than there were is seen
         used, files = folders.usage(self.place.folder, most)
         if self.place.own_user:
             more, others = folders.usage(_SHARED_MEMORY, most, self.place.user[0])
