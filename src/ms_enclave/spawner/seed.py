@@ -31,8 +31,14 @@ _PATIENCE = 10.0
 _HOME = calls.CLONE_NEWNET | calls.CLONE_PARENT | signal.SIGCHLD
 _INIT = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWNET | calls.CLONE_PARENT | signal.SIGCHLD
 _MOST_SPARE = 16  # homes
-_LOOKS = ("dev", "snmp", "snmp6", "netstat", "sockstat6", "ip6_flowlabel")
-_MOST_LOOKS = 1 << 16
+_LOOKS = (
+    ("sockstat", len("sockets: used 0\n")),  # the rest of it is the whole machine's
+    *(
+        (name, 1 << 16)
+        for name in ("dev", "snmp", "snmp6", "netstat", "sockstat6", "ip6_flowlabel")
+    ),
+)
+"""Files below /proc/PID/net, and how much of each."""
 _MMAP, _MUNMAP, _CLOSE_RANGE, _RSEQ = 9, 11, 436, 334
 _PAGE = 4096
 _CHILD_SIGNAL = struct.pack("=Q", 1 << (signal.SIGCHLD - 1))
@@ -125,19 +131,19 @@ class Home:
         """Whether something of ours was put into it."""
 
         self._source = source
-        self._looks: list[int] = []
+        self._looks: list[tuple[int, int]] = []
 
     def look(self) -> list[bytes]:
         """What can be seen of those who have used it: packets, sockets, and what else they leave
         behind, as the kernel counts it."""
         if not self._looks:
-            for name in _LOOKS:
+            for name, most in _LOOKS:
                 try:
                     path = f"/proc/{self.pid}/net/{name}"
-                    self._looks.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                    self._looks.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), most))
                 except FileNotFoundError:
                     continue  # of a protocol that this kernel does not have
-        return [os.pread(entry, _MOST_LOOKS, 0) for entry in self._looks]
+        return [os.pread(entry, most, 0) for entry, most in self._looks]
 
     def is_untouched(self) -> bool:
         """Whether nobody can tell it from a new one."""
@@ -149,7 +155,7 @@ class Home:
 
     def end(self) -> None:
         """Nobody is to have it after this."""
-        for entry in self._looks:
+        for entry, _ in self._looks:
             os.close(entry)
         self._looks = []
         if self.pid > 0:
