@@ -77,8 +77,7 @@ class Alone:
         self.asked = False
         self.station.control.close()
         for process in list(self.station.processes.values()):
-            process.kill_requests.append(0)
-            self.station.kill_run(process, None)
+            self.station.end_run(process, 0)
         for preparation in self.station.zygotes.preparing.values():
             preparation.waiting.clear()
         for way in self.station.networks.values():

@@ -793,10 +793,14 @@ class Station:
         process = self.processes.get(request["process"])
         if process is None:
             return {"ok": {}}
-        self.kill_run(process, None)
-        process.kill_requests.append(request["q"])
-        self.ending[process] = None
+        self.end_run(process, request["q"])
         return None
+
+    def end_run(self, process: Process, question: int) -> None:
+        """Begin to kill a run; the question is answered when it is gone."""
+        process.kill_requests.append(question)
+        self.ending[process] = None
+        self.kill_run(process, None)
 
     def kill_run(self, process: Process, cause: str | None) -> None:
         if cause is not None and process.cause is None:
