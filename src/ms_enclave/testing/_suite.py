@@ -16,7 +16,15 @@ from ms_enclave.loop import call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 
-__all__ = ["HEARTBEAT", "SandboxSuite", "beats", "needs", "wait_for_file"]
+__all__ = [
+    "HEARTBEAT",
+    "HasItError",
+    "SandboxSuite",
+    "beats",
+    "lacks",
+    "needs",
+    "wait_for_file",
+]
 
 HEARTBEAT = "while :; do echo x >> beat; sleep 0.02; done"
 """A shell line that shows for as long as it lives that it lives, whatever its pid and namespace."""
@@ -70,6 +78,17 @@ def needs(box: Sandbox, capability: str) -> None:
     """Skip a test for sandboxes that say they cannot do it."""
     if capability not in box.capabilities:
         pytest.skip(f"{box.sandbox_type} lacks the capability {capability}")
+
+
+class HasItError(pytest.skip.Exception):
+    """A test of what sandboxes say that cannot do something, which this one can: that is no test
+    that a machine could be made to run."""
+
+
+def lacks(box: Sandbox, capability: str) -> None:
+    """Skip a test for sandboxes that can do it."""
+    if capability in box.capabilities:
+        raise HasItError(f"{box.sandbox_type} has the capability {capability}")
 
 
 async def wait_for_file(box: Sandbox, path: str, seconds: float = 10) -> None:

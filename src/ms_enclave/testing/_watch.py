@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from ms_enclave.errors import CapabilityError, SandboxStateError
-from ms_enclave.testing._suite import SandboxSuite, needs
+from ms_enclave.testing._suite import SandboxSuite, lacks, needs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -64,8 +64,7 @@ class WatchContract(SandboxSuite):
     """Watching folders of a sandbox that can; the others say that they cannot."""
 
     async def test_a_sandbox_that_cannot_watch_says_so(self, box: Sandbox) -> None:
-        if "watch" in box.capabilities:
-            pytest.skip(f"{box.sandbox_type} can watch")
+        lacks(box, "watch")
         with pytest.raises(CapabilityError, match="watch"):
             await anext(box.files.watch("."))
 
