@@ -29,6 +29,8 @@ _HUGEPAGE, _NOHUGEPAGE = 14, 15
 _MOST = 1 << 30
 """Bytes, rather more than are moved: others wait for that, a second for some gigabytes."""
 _MOVE = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
+_ORDINARY = frozenset("rd wr ex mr mw me ac sd nr hg nh".split())  # noqa: SIM905
+"""VmFlags (proc(5)) that are kept when what has them is moved, or say nothing of what it holds."""
 _PRESENT, _OF_FILE = 1 << 63, 1 << 61
 
 
@@ -111,19 +113,32 @@ def _call(carrier: Carrier, number: int, *arguments: int) -> int:
 
 
 def _areas(pid: int) -> list[_Area]:
-    """What is mapped and private, but the stack and what is the kernel's own."""
+    """What is mapped, private and ordinary: not what is the kernel's own, and not what the kernel
+    treats in a way of its own. The state of random generators is wiped in a copy, for one, and from
+    ordinary memory all copies would draw the same."""
     found: list[_Area] = []
-    with open(f"/proc/{pid}/maps") as file:
+    with open(f"/proc/{pid}/smaps") as file:
+        head = ""
         for line in file:
-            span, rights, _, _, _, *name = line.split(maxsplit=5)
-            label = name[0].strip() if name else ""
-            if rights[3] != "p" or (label.startswith("[") and label != "[heap]"):
-                continue
-            start, stop = (int(word, 16) for word in span.split("-"))
-            bits = sum(bit for bit, letter in zip((1, 2, 4), rights, strict=False) if letter != "-")
-            if bits:
-                found.append(_Area(start, stop, bits, label))
+            first, *rest = line.split()
+            if first == "VmFlags:":
+                area = _area(head)
+                if area is not None and {*rest} <= _ORDINARY:
+                    found.append(area)
+            elif not first.endswith(":"):
+                head = line
     return found
+
+
+def _area(line: str) -> _Area | None:
+    """One of /proc/PID/maps, but for those that are no program's to move."""
+    span, rights, _, _, _, *name = line.split(maxsplit=5)
+    label = name[0].strip() if name else ""
+    if rights[3] != "p" or (label.startswith("[") and label != "[heap]"):
+        return None
+    start, stop = (int(word, 16) for word in span.split("-"))
+    bits = sum(bit for bit, letter in zip((1, 2, 4), rights, strict=False) if letter != "-")
+    return _Area(start, stop, bits, label) if bits else None
 
 
 def _is_own(pid: int, area: _Area) -> bool:

@@ -53,6 +53,10 @@ def test_what_is_packed_holds_what_it_held(tmp_path: Path) -> None:
         assert large
 
 
+def test_what_is_wiped_in_a_copy_is_still_wiped_in_one_of_what_is_packed(tmp_path: Path) -> None:
+    assert run_case("packed_wiped", tmp_path) == "00"
+
+
 def test_what_cannot_be_packed_is_as_it_was(tmp_path: Path) -> None:
     assert run_case("not_packed", tmp_path) == [False, True, True]
 

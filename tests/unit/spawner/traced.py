@@ -4,6 +4,7 @@ several. `python -I -S traced.py CASE FOLDER` prints one JSON value."""
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import resource
 import signal
@@ -93,6 +94,26 @@ def packed(_folder: str):
     os.write(words[1], b"xx")
     heard = b"".join(os.read(answers[0], 1) for _ in range(2))
     return [done, same, heard.decode(), large > 0]
+
+
+def packed_wiped(_folder: str):
+    """What a copy is to find wiped is: libraries keep their random generators there."""
+    answers, words = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        wiped = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        wiped.madvise(18)  # MADV_WIPEONFORK
+        wiped[:] = b"x" * len(wiped)
+        os.read(words[0], 1)
+        os.write(answers[1], wiped[:1])
+        os._exit(0)
+    one = carrier.Carrier.of_parked(pid)
+    packing.pack(one)
+    twin = one.copy()
+    tracer.load_state(twin, one.state)
+    tracer.detach(twin)
+    os.write(words[1], b"x")
+    return os.read(answers[0], 1).hex()
 
 
 def not_packed(_folder: str):
