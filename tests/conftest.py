@@ -79,11 +79,12 @@ def _why_no_namespaces() -> str | None:
     return "; ".join(lines) or "the process sandbox does not work here"
 
 
-@pytest.fixture(autouse=True)
-def what_the_machine_needs(request: pytest.FixtureRequest) -> None:
-    """Skip a test where what its marks say cannot be had, saying why; fail it in CI."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test where what its marks say cannot be had, saying why; fail it in CI. Before any
+    fixture, also one of its class, needs it."""
     for name, why_not in (("namespaces", _why_no_namespaces), ("docker", why_no_engine)):
-        reason = why_not() if request.node.get_closest_marker(name) is not None else None
+        reason = why_not() if item.get_closest_marker(name) is not None else None
         if reason is not None:
             (pytest.fail if CI else pytest.skip)(reason)
 
@@ -93,7 +94,6 @@ def nothing_left_behind(
     request: pytest.FixtureRequest,
     private_loop: None,
     no_blocking_on_a_loop: None,
-    what_the_machine_needs: None,
 ) -> Iterator[None]:
     """Fail a test that leaves a process, mount, cgroup, folder, open file or thread of ours."""
     if request.node.get_closest_marker("leaves") is not None:

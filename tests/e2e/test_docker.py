@@ -54,7 +54,7 @@ def containers(pid: int | None = None) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_container_is_left(what_the_machine_needs: None) -> Iterator[None]:
+def no_container_is_left() -> Iterator[None]:
     assert containers() == []
     yield
     assert containers() == []
