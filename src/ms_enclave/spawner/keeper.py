@@ -37,6 +37,7 @@ _PAUSE = 0.002
 _SHARED_MEMORY = "/dev/shm"
 _LEAST_PAUSE = 0.05  # s between two looks at what is stored, while that changes
 _MOST_PAUSE = 1.0  # the same, while it does not
+_MOST_FILES = 1 << 20
 _SHARE = 20  # a look may take one part in so many of the time
 
 
@@ -130,7 +131,6 @@ class _Keeper:
         self.pause = _LEAST_PAUSE
         self.look_at = time.monotonic()
         self.seen = (0, 0)
-        self.counted = 0  # files, at the last look
         self.at_once = place.own_user or _is_out_of_reach(station)
         self.brokers: dict[int, broker.Broker] = {}
         self.poll = select.poll()
@@ -224,13 +224,16 @@ class _Keeper:
         self.pause = min(2 * self.pause, _MOST_PAUSE) if seen == self.seen else _LEAST_PAUSE
         if seen != self.seen:
             self.say(bytes=seen[0], files=seen[1])
-        self.seen, self.counted = seen, seen[1]
+        self.seen = seen
         now = time.monotonic()
         self.look_at = now + max(self.pause, _SHARE * (now - begun))
 
     def stored(self) -> tuple[int, int]:
-        most = self.counted + 2 * self.place.inodes  # so that more than there were is seen
+        most = 2 * self.place.inodes
         used, files = folders.usage(self.place.folder, most)
+        while files >= most and most < _MOST_FILES:  # or whoever adds some would not be seen
+            most *= 4
+            used, files = folders.usage(self.place.folder, most)
         if self.place.own_user:
             more, others = folders.usage(_SHARED_MEMORY, most, self.place.user[0])
             return used + more, files + others
