@@ -150,25 +150,6 @@ async def test_numbers_of_processes_do_not_tell_of_an_earlier_run(
         assert result.stdout.split()[1:] == ["2", "3"]
 
 
-# A socket in a message to nobody is only let go of when the kernel looks for such.
-IN_FLIGHT = """
-import array, socket
-bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-bound.bind(('127.0.0.1', 5555))
-one, other = socket.socketpair()
-numbers = array.array('i', [bound.fileno(), one.fileno(), other.fileno()])
-one.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
-print('bound')
-"""
-
-
-async def test_sockets_that_outlive_their_process_are_nobody_elses(
-    manager: LocalSandboxManager,
-) -> None:
-    for _ in range(RUNS):
-        assert await first_line(manager, IN_FLIGHT) == "bound"
-
-
 # --- rooms that end -----------------------------------------------------------------------------
 
 
