@@ -315,6 +315,28 @@ async def test_everything_it_can_kill_is_its_own() -> None:
         assert other.poll() is None
 
 
+KILL_THE_NEWEST = """\
+import os
+while True:
+    with open("/proc/loadavg") as file:
+        newest = int(file.read().split()[-1])
+    try:
+        os.kill(newest, 9)
+    except OSError:
+        pass  # it is gone, or somebody else's
+"""
+
+
+async def test_what_is_killed_while_it_is_made_has_ended_and_nothing_failed() -> None:
+    async with LandlockSandbox() as box:
+        killer = await box.start_command(["python3", "-c", KILL_THE_NEWEST])
+        ends = [(await box.execute_command("echo alive", timeout=20)).exit_code for _ in range(30)]
+        assert set(ends) <= {0, 128 + signal.SIGKILL}
+        assert 128 + signal.SIGKILL in ends, "nothing was ever killed"
+        await killer.kill()
+        assert (await box.execute_command("echo alive")).stdout == "alive\n"
+
+
 async def test_a_program_that_stops_everything_holds_up_nobody() -> None:
     async with LandlockSandbox() as box:
         await box.files.write("before", "x")

@@ -44,6 +44,9 @@ _PACKET = 1 << 16
 _OPEN_SECONDS = 10.0
 _END_SECONDS = 5.0
 _LOOK = 0.05
+_MOST_DOORS = 3
+"""How often a process is begun anew that was killed before it was one: what a program has just sent
+to everybody can still meet the door that has the order in its hands."""
 _FOLDERS = ("work", "tmp")
 _READ = landlock.EXECUTE | landlock.READ_FILE | landlock.READ_DIR
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -472,10 +475,22 @@ class _Doors(zygote.Zygotes):
         return self._spawn(yard, json.dumps(order).encode(), channel, group)
 
     def _spawn(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
-        """Let the door make a process; returns its pid. Raises OSError, leaving nothing."""
+        """Let a door make a process; returns its pid.
+
+        Raises OSError, or tracer.InterferedError if another of the sandbox's programs kills what is
+        made, again and again; leaves nothing.
+        """
+        for _ in range(_MOST_DOORS):
+            pid = self._make(yard, order, channel, group)
+            if pid:
+                return pid
+        raise tracer.InterferedError(signal.SIGKILL)
+
+    def _make(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
+        """The same once; 0 where it was killed, or the door was, before it had said a word."""
         go_read, go_write = os.pipe()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = 0
+        pid, handle = 0, -1
         try:
             descriptors = [channel, theirs.fileno(), go_read]
             socket.send_fds(yard.orders, [order], descriptors, socket.MSG_DONTWAIT)
@@ -483,7 +498,8 @@ class _Doors(zygote.Zygotes):
             self._wait_at_the_door(yard, ours)
             pid = cold.hear(ours)
             if not pid:
-                raise OSError(errno.ESRCH, "a new process ended before it was one")
+                return 0
+            handle = calls.pidfd_open(pid)  # once it has ended, its number can be another's
             group.admit(pid)
             os.write(go_write, b"g")
             cold.hear(ours, pid)
@@ -491,15 +507,19 @@ class _Doors(zygote.Zygotes):
             group.settle(pid, 0)
             os.write(go_write, b"g")
             cold.hear(ours, pid)  # nothing, from an exec that closed its end
-        except BaseException:
-            if pid:
-                os.kill(pid, signal.SIGKILL)  # its number is its own: we have not heard of its end
+        except BaseException as error:
+            if pid and (not survey.is_alive(pid) or survey.is_killed(pid)):
+                raise tracer.InterferedError(signal.SIGKILL) from error
+            if handle >= 0:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
             raise
         finally:
             ours.close()
             theirs.close()
             os.close(go_read)
             os.close(go_write)
+            if handle >= 0:
+                os.close(handle)
         return pid
 
     def _wait_at_the_door(self, yard: Yard, ours: socket.socket) -> None:
