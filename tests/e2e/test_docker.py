@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 import pytest
 
@@ -30,6 +31,8 @@ from tests.support.engine import IMAGE
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from anyio.abc import ByteStream
 
 pytestmark = pytest.mark.docker
 
@@ -78,7 +81,7 @@ async def test_an_image_with_a_project_that_root_owns_works_as_it_did(built: str
         assert await exec_in(box, "cd / && python3 -c 'import brought; print(brought.answer)'") == (
             "42\n"
         )
-        await exec_in(box, "dpkg -i /opt/local.deb")
+        await exec_in(box, "cd /opt && apt-get install -y ./local.deb")
         assert await exec_in(box, "cat /opt/from-package") == "packaged\n"
 
 
@@ -86,7 +89,9 @@ async def test_strict_refuses_the_same_with_words(built: str) -> None:
     async with DockerSandbox({"image": built, "hardening": "strict"}) as box:
         result = await box.execute_command("touch /testbed/new")
         assert "read-only file system" in result.stderr.lower()
-        assert (await box.execute_command("dpkg -i /opt/local.deb")).exit_code != 0
+        refused = await box.execute_command("cd /opt && apt-get install -y ./local.deb")
+        assert refused.exit_code != 0
+        assert "are you root?" in refused.stderr
         shown = await exec_in(box, "id -u; grep CapBnd /proc/self/status; cat /proc/kallsyms")
         number, bounding = shown.split("\n")[:2]
         assert 20_000 <= int(number) < 60_000
@@ -270,6 +275,51 @@ async def test_an_engine_that_is_not_there_is_said(
         await DockerSandbox().start()
 
 
+# --- how it is reached ---
+
+
+async def test_calls_go_past_an_engine_of_this_machine() -> None:
+    async with DockerSandbox() as box:
+        assert box.metadata["channel"] == "direct"
+        await box.files.as_user("nobody").write("/tmp/theirs", b"x" * 1_000_000)
+        assert await exec_in(box, "stat -c '%U %s' /tmp/theirs") == "nobody 1000000\n"
+
+
+async def test_calls_go_through_an_engine_of_another_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def pass_on(source: ByteStream, target: ByteStream) -> None:
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for data in source:
+                await target.send(data)
+            await target.send_eof()
+
+    async def serve(client: ByteStream) -> None:
+        async with (
+            client,
+            await anyio.connect_unix("/var/run/docker.sock") as engine,
+            anyio.create_task_group() as both,
+        ):
+            both.start_soon(pass_on, client, engine)
+            both.start_soon(pass_on, engine, client)
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, serve)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
+        async with DockerSandbox() as box:
+            assert box.metadata["channel"] == "engine"
+            assert await exec_in(box, "echo there") == "there\n"
+            await box.files.as_user("nobody").write("/tmp/theirs", b"x" * 1_000_000)
+            await anyio.to_thread.run_sync(docker, "kill", str(box.container.id))
+            with pytest.raises(SandboxLostError, match="killed by somebody else"):
+                await box.execute_command("sleep 60")
+        group.cancel_scope.cancel()
+
+
 # --- nothing is left ---
 
 
@@ -321,7 +371,7 @@ async def test_a_loss_is_known_without_a_call() -> None:
     with anyio.fail_after(10):
         while box.status == SandboxStatus.RUNNING:
             await anyio.sleep(0.02)
-    assert "container has ended" in box.get_info().metadata["error"]
+    assert "killed by somebody else (signal 9)" in box.get_info().metadata["error"]
     await box.stop()
 
 
@@ -435,10 +485,23 @@ SETUP = "from setuptools import setup; setup(name='brought', py_modules=['brough
 CONTROL = "Package: local\nVersion: 1\nArchitecture: all\nMaintainer: us\nDescription: a test\n"
 
 
+@contextlib.contextmanager
+def image_with(kind: str, *lines: str) -> Iterator[str]:
+    """The base image as shell lines have changed it, without a network."""
+    name = f"ms-enclave-{kind}-{os.getpid()}"
+    made = docker("create", "--network=none", IMAGE, "sh", "-ec", "\n".join(lines))
+    try:
+        docker("start", "-a", made)
+        docker("commit", made, name)
+    finally:
+        docker("rm", "-f", made)
+    yield name
+    docker("rmi", "-f", name)
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image with a project and a local package, made without a network."""
-    name = f"ms-enclave-test-{os.getpid()}"
+def built() -> Iterator[str]:
+    """An image with a project and a local package."""
     lines = [
         "mkdir -p /testbed /tmp/pkg/DEBIAN /tmp/pkg/opt",
         "cd /testbed",
@@ -450,26 +513,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"printf '{CONTROL.encode('unicode_escape').decode()}' > /tmp/pkg/DEBIAN/control",
         "dpkg-deb -b /tmp/pkg /opt/local.deb >/dev/null",
     ]
-    made = docker("create", "--network=none", IMAGE, "sh", "-ec", "\n".join(lines))
-    docker("start", "-a", made)
-    docker("commit", made, name)
-    docker("rm", "-f", made)
-    yield name
-    docker("rmi", "-f", name)
+    with image_with("test", *lines) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
 def broken() -> Iterator[str]:
     """An image whose Python is none."""
-    name = f"ms-enclave-broken-{os.getpid()}"
     line = "rm /usr/local/bin/python3; printf '#!/bin/sh\\necho no python to-day >&2\\n'"
     line += " > /usr/local/bin/python3; chmod +x /usr/local/bin/python3"
-    made = docker("create", "--network=none", IMAGE, "sh", "-ec", line)
-    docker("start", "-a", made)
-    docker("commit", made, name)
-    docker("rm", "-f", made)
-    yield name
-    docker("rmi", "-f", name)
+    with image_with("broken", line) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")

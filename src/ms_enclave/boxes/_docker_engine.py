@@ -11,35 +11,53 @@ import contextlib
 import json
 import os
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import aiodocker
 import aiohttp
 import anyio
 import anyio.to_thread
+from aiodocker.stream import Stream
 from anyio.abc import ByteStream
 from typing_extensions import override
+from yarl import URL
 
+from ms_enclave.boxes import _docker_owner as owners
+from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
+from ms_enclave.boxes._docker_watch import ACTIONS, Watch
+from ms_enclave.errors import EnclaveError, EngineUnavailableError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-
-    from aiodocker.stream import Stream
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Generator,
+        Mapping,
+        Sequence,
+    )
 
     from ms_enclave.boxes._docker_plan import Document
 
 __all__ = ["Attached", "Engine", "acquire", "engine", "release"]
 
-T = TypeVar("T")
 Container = Any
 """A container of `aiodocker`, whose methods are typed in part only."""
 
-_ANSWER_BOUND = 60.0
-"""Seconds that an engine may take to make a container, whoever waits."""
+_WORK_BOUND = 60.0
+"""Seconds that an engine may take to make or start a container; it may have fifty to do at once."""
+
+_LOOK_BOUND = 20.0
+"""The same where it only has to say something."""
+
+_UNDO_BOUND = 8.0
+"""The same for whoever is leaving: what is not done then is done later."""
+
+_UNIX = "unix://"
 
 _STDOUT = 1
 _KEPT_WORDS = 4096
@@ -49,36 +67,91 @@ _KEPT_WORDS = 4096
 class Engine:
     """A client of one engine. Made by `acquire`.
 
-    Raises, from every method: `EngineUnavailableError` where the engine does not answer, and what
-    `_docker_errors` makes of what it answers.
+    Raises, from every method: `EngineUnavailableError` where the engine does not answer, also not
+    in time, and what `_docker_errors` makes of what it answers.
     """
 
-    def __init__(self, docker: aiodocker.Docker) -> None:
+    def __init__(self, docker: aiodocker.Docker, *, is_here: bool = False) -> None:
         self.docker: Any = docker
         """`aiodocker`'s own, with a few private methods for which it has no public ones."""
+        self.is_here = is_here
+        """Whether its socket is one of this machine, as it seems."""
         self.users = 0
+        self.watch = Watch(self._events, self._states)
+        """Tells what others do to our containers."""
+        self._debts = Debts(self.take, lambda: release(self))
+
+    def take(self) -> None:
+        """Keep it for one more user, who has to `release` it."""
+        self.users += 1
+
+    # --- a container's life ---
 
     async def create(self, name: str, document: Document) -> Container:
-        """Make a container, not yet started. Done to its end whatever happens to the caller."""
-        with _failures("create the sandbox"):
-            return await _to_its_end(self.docker.containers.create(document, name=name))
+        """Make a container, not yet started. What becomes of it is known, or it is removed."""
+        making = asyncio.create_task(self.docker.containers.create(document, name=name))
+        try:
+            await asyncio.wait([making], timeout=_WORK_BOUND)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([making], timeout=_UNDO_BOUND)
+                await self._take_back(making, document)
+            raise
+        try:
+            with _failures("create the sandbox", bound=None):
+                if making.done():
+                    return making.result()
+                raise unreachable(f"it did not answer within {_WORK_BOUND:g} s")
+        except EngineUnavailableError:
+            self._owe_removal(making, document)
+            raise
+
+    async def _take_back(self, making: asyncio.Task[Container], document: Document) -> None:
+        if not making.done():
+            self._owe_removal(making, document)
+        elif not making.cancelled() and making.exception() is None:
+            with contextlib.suppress(EnclaveError):  # it is owed, or the engine will not
+                await self.remove(making.result())
+
+    def _owe_removal(self, making: asyncio.Task[Container], document: Document) -> None:
+        """Have removed what an engine may have made before or after it was silent."""
+        labels = [f"{name}={value}" for name, value in document["Labels"].items()]
+
+        async def remove_it() -> None:
+            await asyncio.wait([making])
+            if not making.cancelled():
+                making.exception()  # it is looked for in any case
+            for row in await self.list(labels):
+                await self._remove_at_last(self.container(str(row["Id"])))
+
+        self._debts.owe("a container that was being made", remove_it)
 
     async def start(self, container: Container) -> None:
         """Start it."""
-        with _failures("start the sandbox"):
+        with _failures("start the sandbox", bound=_WORK_BOUND):
             await container.start()
 
-    async def attach(self, container: Container) -> tuple[Attached, dict[str, Any]]:
-        """Its standard streams, and what the engine knows of it."""
+    async def attach(self, container: Container) -> Attached:
+        """Its standard streams. What comes before it has started waits for it."""
         with _failures("attach to the sandbox"):
-            stream = container.attach(stdin=True, stdout=True, stderr=True)
+            stream = Stream(self.docker, lambda: _where_to_attach(container.id))
             await _open(stream)
-            return Attached(stream), container._container  # it has just asked for that itself
+            return Attached(stream, lambda: self._first_process(container))
+
+    async def _first_process(self, container: Container) -> int:
+        return int((await self.inspect(container))["State"].get("Pid") or 0)
 
     async def inspect(self, container: Container) -> dict[str, Any]:
         """What the engine knows of it now."""
         with _failures("look at the sandbox", running=True):
             return await container.show()
+
+    async def runtime(self, container: Container) -> str:
+        """What runs it, by the engine's name. Asked for only where that is not known already."""
+        facts = container._container
+        if "HostConfig" not in facts:
+            facts = await self.inspect(container)
+        return str(facts["HostConfig"].get("Runtime") or "")
 
     async def execute(
         self,
@@ -96,19 +169,39 @@ class Engine:
             )
             stream = made.start()
             await _open(stream)
-            return Attached(stream)
+
+        async def find_pid() -> int:
+            with _failures("look at a process of the sandbox", running=True):
+                return int((await made.inspect()).get("Pid") or 0)
+
+        return Attached(stream, find_pid)
 
     async def remove(self, container: Container) -> None:
-        """Kill and remove it, with its anonymous volumes; it may have gone by itself."""
-        with _failures("remove the sandbox", running=True):
-            try:
-                await container.delete(force=True, v=True)
-            except aiodocker.DockerError as error:
-                if error.status == 404:
-                    return
-                if error.status != 409:
-                    raise
-                await self._wait_for_removal(container)  # somebody is at it already
+        """Kill and remove it, with its anonymous volumes; it may have gone by itself.
+
+        Where the engine does not answer, that is an error, and it is done when it does.
+        """
+        self.watch.forget(container.id)
+        try:
+            with _failures("remove the sandbox", running=True, bound=_UNDO_BOUND):
+                await self._remove(container)
+        except EngineUnavailableError:
+            self._debts.owe(f"container {container.id}", lambda: self._remove_at_last(container))
+            raise
+
+    async def _remove_at_last(self, container: Container) -> None:
+        with _failures("remove the sandbox", bound=None):
+            await self._remove(container)
+
+    async def _remove(self, container: Container) -> None:
+        try:
+            await container.delete(force=True, v=True)
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                return
+            if error.status != 409:
+                raise
+            await self._wait_for_removal(container)  # somebody is at it already
 
     async def _wait_for_removal(self, container: Container) -> None:
         try:
@@ -119,7 +212,8 @@ class Engine:
 
     async def kill(self, container: Container) -> None:
         """Kill it and leave it there, stopped."""
-        with _failures("stop the sandbox", running=True):
+        self.watch.forget(container.id)
+        with _failures("stop the sandbox", running=True, bound=_UNDO_BOUND):
             try:
                 await container.kill()
             except aiodocker.DockerError as error:
@@ -127,6 +221,8 @@ class Engine:
                     raise
             with contextlib.suppress(aiodocker.DockerError):
                 await container.wait()
+
+    # --- what there is ---
 
     async def image(self, name: str) -> dict[str, Any] | None:
         """What the engine knows of an image; None where it has none of that name."""
@@ -142,7 +238,7 @@ class Engine:
         self, name: str, platform: str | None, tell: Callable[[dict[str, Any]], object]
     ) -> None:
         """Fetch an image; what the engine tells of it meanwhile is handed on."""
-        with _failures(f"pull the image {name}"):
+        with _failures(f"pull the image {name}", bound=None):
             async for news in self.docker.images.pull(name, platform=platform, stream=True):
                 tell(news)
 
@@ -151,7 +247,8 @@ class Engine:
         with _failures("look into the image"):
             url = f"containers/{container.id}/archive"
             try:
-                async with self.docker._query(url, "GET", params={"path": path}):
+                async with self.docker._query(url, "GET", params={"path": path}) as found:
+                    found.close()  # all that is there would come
                     return True
             except aiodocker.DockerError as error:
                 if error.status != 404:
@@ -169,12 +266,29 @@ class Engine:
         """A container by its id or name, whether or not it is there."""
         return self.docker.containers.container(name)
 
+    async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """What happens to containers of ours, from now on; first of all, that it can be heard."""
+        filters = {"type": ["container"], "label": [owners.SANDBOX], "event": list(ACTIONS)}
+        with _failures("tell of its containers", bound=None):
+            async with self.docker._query(
+                "events", params={"filters": json.dumps(filters)}, timeout=aiohttp.ClientTimeout()
+            ) as heard:
+                try:
+                    yield {}
+                    async for line in heard.content:
+                        if line.strip():
+                            yield json.loads(line)
+                finally:
+                    heard.close()
 
-async def _to_its_end(step: Coroutine[Any, Any, T]) -> T:
-    """Have the engine finish what it was asked for: what it makes must be known to us."""
-    with anyio.move_on_after(_ANSWER_BOUND, shield=True):
-        return await step
-    raise unreachable(f"it did not answer within {_ANSWER_BOUND:g} s")
+    async def _states(self) -> dict[str, str]:
+        rows = await self.list([owners.SANDBOX])
+        return {str(row.get("Id", "")): str(row.get("State", "")) for row in rows}
+
+
+async def _where_to_attach(container: str) -> tuple[URL, bytes | None, bool]:
+    words = {"stdin": "1", "stdout": "1", "stderr": "1", "stream": "1", "logs": "0"}
+    return URL(f"containers/{container}/attach").with_query(words), None, False
 
 
 async def _open(stream: Stream) -> None:
@@ -188,11 +302,17 @@ async def _open(stream: Stream) -> None:
 
 
 @contextmanager
-def _failures(doing: str, *, running: bool = False) -> Generator[None]:
+def _failures(
+    doing: str, *, running: bool = False, bound: float | None = _LOOK_BOUND
+) -> Generator[None]:
     try:
-        yield
+        with nullcontext() if bound is None else anyio.fail_after(bound):
+            yield
     except aiodocker.DockerError as error:
         raise explain(error.status, str(error.message), doing, running=running) from error
+    except TimeoutError as error:
+        words = str(error) if bound is None else f"it did not answer within {bound:g} s"
+        raise unreachable(words) from error
     except (aiohttp.ClientError, OSError) as error:
         raise explain(UNREACHABLE, str(error) or type(error).__name__, doing) from error
 
@@ -201,14 +321,19 @@ class Attached(ByteStream):
     """Standard input and output of a process in a container, as one stream.
 
     What comes on its standard error is kept, as far as it is worth a message: `said`.
+
+    Args:
+        find_pid: what the engine knows the process by on its machine; 0 where it does not say.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, find_pid: Callable[[], Awaitable[int]]) -> None:
+        self.find_pid = find_pid
         self._stream = stream
+        self._listening: asyncio.Task[None] | None = None
         self._rest = b""
         self._said = bytearray()
         self._closed = False
-        self.on_end: Callable[[], object] | None = None
+        self.on_end: Callable[[], Awaitable[object]] | None = None
         """Told when the process has ended, unless `aclose` was first."""
 
     @property
@@ -225,10 +350,10 @@ class Attached(ByteStream):
             try:
                 message = await self._stream.read_out()
             except (aiohttp.ClientError, OSError) as error:
-                self._tell_of_end()
+                await self._tell_of_end()
                 raise anyio.BrokenResourceError from error
             if message is None:
-                self._tell_of_end()
+                await self._tell_of_end()
                 raise anyio.EndOfStream
             if message.stream == _STDOUT:
                 self._rest = message.data
@@ -238,9 +363,20 @@ class Attached(ByteStream):
         data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
         return data
 
-    def _tell_of_end(self) -> None:
+    async def _tell_of_end(self) -> None:
         if self.on_end is not None and not self._closed:
-            self.on_end()
+            await self.on_end()
+
+    def listen(self) -> None:
+        """Keep what is said from now on, for a process that is talked to by other means."""
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(
+            anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError
+        ):
+            while True:
+                await self.receive()
 
     @override
     async def send(self, item: bytes) -> None:
@@ -263,6 +399,8 @@ class Attached(ByteStream):
         """Hang up. May be called twice."""
         if not self._closed:
             self._closed = True
+            if self._listening is not None:
+                self._listening.cancel()
             with contextlib.suppress(aiohttp.ClientError, OSError, AssertionError):
                 await self._stream.close()
 
@@ -285,8 +423,8 @@ async def acquire() -> Engine:
         where = await anyio.to_thread.run_sync(_where)
         engine = _engines.get(loop)
         if engine is None:
-            engine = _engines[loop] = Engine(where())
-    engine.users += 1
+            engine = _engines[loop] = where()
+    engine.take()
     return engine
 
 
@@ -309,18 +447,25 @@ async def engine() -> AsyncGenerator[Engine]:
             await release(found)
 
 
-def _where() -> Callable[[], aiodocker.Docker]:
+def _where() -> Callable[[], Engine]:
     """Find out where the engine is, which reads files; what is returned makes the client."""
     try:
         host, tls = _named()
     except aiodocker.DockerError as error:
         raise explain(error.status, str(error), "be found") from error
     if host is None:
-        host = next((f"unix://{place}" for place in _usual_places() if place.is_socket()), None)
+        host = next((f"{_UNIX}{place}" for place in _usual_places() if place.is_socket()), None)
     if host is None:
         raise unreachable("there is none at the usual places")
     url = host
-    return lambda: aiodocker.Docker(url=url, ssl_context=tls)
+    return lambda: _client(url, tls)
+
+
+def _client(url: str, tls: ssl.SSLContext | None) -> Engine:
+    docker = aiodocker.Docker(url=url, ssl_context=tls)
+    # Each sandbox holds a connection of its own: the usual hundred would be used up by as many.
+    docker.connector._limit = 0  # pyright: ignore[reportPrivateUsage] - else it cannot be made here
+    return Engine(docker, is_here=url.startswith(_UNIX))
 
 
 def _named() -> tuple[str | None, ssl.SSLContext | None]:

@@ -30,13 +30,14 @@ from ms_enclave.errors import (
     SandboxLostError,
     SandboxStartError,
 )
-from ms_enclave.model import DockerSandboxConfig, SandboxConfig
+from ms_enclave.model import DockerSandboxConfig, SandboxConfig, SandboxStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AsyncExitStack
     from types import ModuleType
 
+    from ms_enclave.boxes._docker_direct import Held
     from ms_enclave.boxes._docker_engine import Attached, Engine
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
@@ -49,8 +50,11 @@ logger = logging.getLogger(__name__)
 
 _PYTHONS = ("python3", "python")
 _STRICT_USERS = range(20_000, 60_000)
-_LONGEST_LOOK_PAUSE = 30.0
-"""Seconds: most guests that are silent just run a program that is."""
+_REASON_BOUND = 0.5
+"""Seconds that an engine has to say why a container has ended."""
+
+_END_BOUND = 1.0
+"""Seconds that a container has to end whose first process was killed."""
 
 _taken_users: set[int] = set()
 """Numbers that strict sandboxes of this process have: what is counted by user is each one's own."""
@@ -78,15 +82,12 @@ class DockerSandbox(Sandbox):
     _container: Any = None
     _attached: Attached | None = None
     _limits: ResolvedLimits
-    _facts: dict[str, Any]
-    """What the engine knows of the container."""
+    _process: Held | None = None
+    """The container's first process, where the channel to it does not pass the engine."""
     _python: str
     _user = "0"
     """Who its guest is: a number or a name."""
     _is_whole = False
-    _next_look = 0.0
-    """Until when (monotonic) the engine is not asked again why the guest says nothing."""
-    _look_pause = 1.0
 
     @property
     def _settings_of_docker(self) -> DockerSandboxConfig:
@@ -113,9 +114,6 @@ class DockerSandbox(Sandbox):
         await self._sweep(engine)
         image = await self._find_image(engine, config)
         plan = await self._make_container(engine, config, image, stack)
-        self._isolation = plans.isolation_report(
-            plan, self._facts["HostConfig"].get("Runtime") or "", ""
-        )
         self._capabilities = self.offers - (set() if config.network_enabled else {"network"})
         try:
             guest = await self._get_guest()
@@ -123,6 +121,8 @@ class DockerSandbox(Sandbox):
             raise SandboxStartError(
                 error.message, remedy="use an image whose python3 is a working Python 3.8 or later"
             ) from error
+        runtime = await engine.runtime(self._container)
+        self._isolation = plans.isolation_report(plan, runtime, "")
         if not plan.bounded_folder:
             await guest.mkdir(config.working_dir)
         self._environment = {**self._environment, **await _environment_of(guest)}
@@ -206,8 +206,8 @@ class DockerSandbox(Sandbox):
         for python in _PYTHONS:
             plan = await self._create(engine, config, image, uid, python)
             container = self._container
-            self._attached, self._facts = await engine.attach(container)
-            stack.push_async_callback(self._attached.aclose)
+            attached = self._attached = await engine.attach(container)
+            stack.push_async_callback(attached.aclose)
             try:
                 await engine.start(container)
             except SandboxStartError as error:
@@ -215,6 +215,7 @@ class DockerSandbox(Sandbox):
                     raise
                 await engine.remove(container)
                 continue
+            engine.watch.follow(container.id, self._lost)
             self._python = python
             return plan
         raise SandboxStartError(
@@ -242,7 +243,8 @@ class DockerSandbox(Sandbox):
                 folder_is_free=_free_folders.get(place, True),
             )
             document = {**plan.document, "Entrypoint": loader.argv(python)}
-            self._container = await engine.create(f"sandbox-{self.id}", document)
+            container = await engine.create(f"sandbox-{self.id}", document)
+            self._container = container
             self._user = _user_name(plan.document["User"] or own_user)
             if not plan.bounded_folder or place in _free_folders:
                 return plan
@@ -257,10 +259,21 @@ class DockerSandbox(Sandbox):
         container, self._container = self._container, None
         if container is None:
             return
-        if self._is_whole and not self._settings_of_docker.remove_on_exit:
-            await engine.kill(container)
-        else:
-            await engine.remove(container)
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+        try:
+            if self._is_whole and not self._settings_of_docker.remove_on_exit:
+                await engine.kill(container)
+            else:
+                await engine.remove(container)
+        except EngineUnavailableError as error:
+            if process is None or not await process.ends_within(_END_BOUND):
+                raise
+            logger.warning("container %s has ended; the engine is to remove it: %s", self.id, error)
+        finally:
+            if process is not None:
+                process.close()
 
     async def _run_in_background(self, command: list[str]) -> None:
         settings = self._settings(None, None, None, None, None, None, None)
@@ -291,48 +304,35 @@ class DockerSandbox(Sandbox):
         return None if name == self._user else name
 
     async def _connect_guest(self, user: str | int | None) -> GuestConnection:
-        from ms_enclave.channel.guest import GuestConnection
-
         engine, container, attached = self._engine, self._container, self._attached
         if engine is None or container is None or attached is None:
             raise SandboxLostError(f"Sandbox {self.id} has no container any more")
-        if user is None:
-            attached.on_end = self._on_end
-        else:
+        is_first = user is None
+        if not is_first:
             attached = await engine.execute(
                 container, loader.argv(self._python), user=str(user), workdir="/"
             )
-        connection = GuestConnection(
-            attached, working_dir=self.config.working_dir, wake=self._see_why_it_is_silent
+        served = await _load_guests().serve(
+            attached,
+            container.id,
+            is_here=engine.is_here,
+            working_dir=self.config.working_dir,
+            on_end=self._see_how_it_ended if is_first else None,
         )
-        try:
-            await attached.send(loader.payload())
-            await connection.connect()
-        except (anyio.BrokenResourceError, SandboxLostError) as error:
-            await _close(connection)
-            said = attached.said or "it said nothing"
-            raise SandboxLostError(f"The first process of the container ended: {said}") from error
-        except BaseException:
-            await _close(connection)
-            raise
-        return connection
+        if is_first:
+            self._process = served.process
+            self.metadata["channel"] = "engine" if served.process is None else "direct"
+        elif served.process is not None:
+            served.process.close()
+        return served.connection
 
-    async def _see_why_it_is_silent(self) -> None:
-        """A guest that is asked for something says nothing: somebody may have paused it."""
-        engine, container, now = self._engine, self._container, time.monotonic()
-        if engine is None or container is None or now < self._next_look:
-            return
-        self._next_look = now + self._look_pause
-        self._look_pause = min(2 * self._look_pause, _LONGEST_LOOK_PAUSE)
-        state = (await engine.inspect(container))["State"]
-        if state.get("Paused"):
-            self._lost(
-                "The sandbox's container was paused by somebody else, so nothing in it answers"
-            )
-
-    def _on_end(self) -> None:
+    async def _see_how_it_ended(self) -> None:
+        engine, container = self._engine, self._container
+        reason = None
+        if engine is not None and container is not None and self._status is SandboxStatus.RUNNING:
+            reason = await engine.watch.reason(container.id, _REASON_BOUND)
         said = "" if self._attached is None else self._attached.said
-        self._lost(f"The sandbox's container has ended{': ' + said if said else ''}")
+        self._lost(reason or f"The sandbox's container has ended{': ' + said if said else ''}")
 
 
 def _load_engine() -> ModuleType:
@@ -347,8 +347,16 @@ def _load_engine() -> ModuleType:
             remedy="pip install 'ms-enclave[docker]'",
         ) from None
     _load_found()
+    _load_guests()
     loader.payload()
     return _docker_engine
+
+
+def _load_guests() -> ModuleType:
+    """What makes guests; loaded with the other."""
+    from ms_enclave.boxes import _docker_guest
+
+    return _docker_guest
 
 
 def _load_found() -> ModuleType:
@@ -356,11 +364,6 @@ def _load_found() -> ModuleType:
     from ms_enclave.boxes import _docker_found
 
     return _docker_found
-
-
-async def _close(connection: GuestConnection) -> None:
-    with anyio.CancelScope(shield=True):
-        await connection.aclose()
 
 
 async def _environment_of(guest: GuestConnection) -> dict[str, str]:

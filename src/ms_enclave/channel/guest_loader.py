@@ -21,16 +21,27 @@ def argv(python: str) -> list[str]:
     return [python, "-I", "-S", "-c", loader.START]
 
 
+def payload(secret: bytes = b"") -> bytes:
+    """What it reads first, before it answers as a guest does. Reads files once.
+
+    Args:
+        secret: has it offer a socket of its own; see `guest.container`.
+    """
+    return _modules() + _part(secret)
+
+
 @cache
-def payload() -> bytes:
-    """What it reads first, before it answers as a guest does. Reads files once."""
+def _modules() -> bytes:
     sources = {
         _name(path.stem): path.read_bytes()
         for path in sorted(_FOLDER.glob("*.py"))
         if path.stem not in _WITHOUT
     }
-    parts = (Path(loader.__file__).read_bytes(), marshal.dumps(sources, _FORMAT))
-    return b"".join(b"%08d" % len(part) + part for part in parts)
+    return _part(Path(loader.__file__).read_bytes()) + _part(marshal.dumps(sources, _FORMAT))
+
+
+def _part(data: bytes) -> bytes:
+    return b"%08d" % len(data) + data
 
 
 def _name(stem: str) -> str:

@@ -22,7 +22,7 @@ from typing_extensions import override
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["GuardedSocket", "GuestSocket"]
+__all__ = ["GuardedSocket", "GuestSocket", "let_go"]
 
 _SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16; a socket that says no gets none
 _SPACE = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD: what one message can have
@@ -44,7 +44,7 @@ class GuardedSocket:
         """As of a socket. Raises ConnectionAbortedError where descriptors came, too."""
         data, attached, _, _ = self.raw.recvmsg(size, _SPACE)
         if attached:
-            _let_go(_descriptors(attached))
+            let_go(_descriptors(attached))
             raise ConnectionAbortedError("descriptors that nobody asked for")
         return data
 
@@ -59,7 +59,7 @@ class GuardedSocket:
         if self._refuses:
             self.raw.close()
         else:  # what was not received may have descriptors attached
-            _let_go([self.raw.detach()])
+            let_go([self.raw.detach()])
 
 
 class GuestSocket(ByteStream):
@@ -136,7 +136,7 @@ def _descriptors(attached: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return list(numbers)
 
 
-def _let_go(numbers: list[int]) -> None:
+def let_go(numbers: list[int]) -> None:
     """Close descriptors of a stranger's, however long that takes."""
 
     def close() -> None:

@@ -42,6 +42,11 @@ __all__ = [
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """What a shell answers for a program that is not there, and for one that cannot be run."""
 
+_signal: Any = sys.modules["_signal"]
+"""What `signal` dresses up: each number that it makes an enumeration's costs a new process time."""
+
+_INHERITED = (int(signal.SIGCHLD), int(signal.SIGINT), int(signal.SIGTERM))
+
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
@@ -228,8 +233,8 @@ def fork() -> int:
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for number in _INHERITED:
+            _signal.signal(number, _signal.SIG_DFL)
     return pid
 
 
@@ -444,10 +449,10 @@ def _change_user(user: object) -> None:
 
 def _restore_signals() -> None:
     """What Python ignores, or whoever started us, a program expects untouched."""
-    for number in signal.valid_signals():
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in range(1, _signal.NSIG):
+        if _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> int:

@@ -1,9 +1,10 @@
 """The guest in an interpreter that has no file of ours: its modules come through standard input.
 
 A container's first process runs `START`, a line that fits into an argument: it reads this module's
-source and then all the others', of which `main` makes the package `guest` again. Each part is
-eight decimal digits, which say how long it is, and as many bytes. What follows on standard input is
-the guest's channel. Standard library only, CPython 3.8 and later.
+source and then all the others', of which `main` makes the package `guest` again, and last a secret
+of the host's for `guest.container`, which may be empty. Each part is eight decimal digits, which
+say how long it is, and as many bytes. What follows on standard input is the guest's channel.
+Standard library only, CPython 3.8 and later.
 """
 
 import marshal
@@ -72,5 +73,5 @@ def main(take: "Callable[[], bytes]") -> None:
     finders: List[Any] = sys.meta_path
     finders.insert(0, Finder(sources))
     container: Any = __import__("guest.container", fromlist=["main"])
-    container.main()
+    container.main(take())
     os._exit(0)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
 
 
-__all__ = ["serve", "serve_link"]
+__all__ = ["as_link", "serve", "serve_link"]
 
 _MAX_CALLS = 1024
 _RECEIVE = 1 << 18
@@ -60,7 +60,12 @@ def serve(fd: int, moved: Sequence[Sequence[str]] = ()) -> None:
         if spare > 2:
             os.close(spare)
             break
-    serve_link(_Socket(fd), moved)
+    serve_link(as_link(fd), moved)
+
+
+def as_link(fd: int) -> Link:
+    """A connected stream socket, which is taken over, as a link."""
+    return _Socket(fd)
 
 
 def serve_link(link: Link, moved: Sequence[Sequence[str]] = ()) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "number",
     "open_tree",
     "openat2",
+    "pidfd_getfd",
     "pidfd_open",
     "pivot_root",
     "prctl",
@@ -82,7 +83,7 @@ _NUMBERS = (
 _NUMBERS.update(
     open_tree=428, move_mount=429, fsopen=430, fsconfig=431, fsmount=432, fspick=433,
     pidfd_open=434, mount_setattr=442, close_range=436, landlock_create_ruleset=444,
-    landlock_add_rule=445, landlock_restrict_self=446, openat2=437,
+    landlock_add_rule=445, landlock_restrict_self=446, openat2=437, pidfd_getfd=438,
 )  # fmt: skip
 
 CLONE_NEWNS = 0x00020000
@@ -162,6 +163,11 @@ def setns(descriptor: int, kinds: int) -> None:
 
 def pidfd_open(pid: int) -> int:
     return call("pidfd_open", pid, 0)
+
+
+def pidfd_getfd(process: int, descriptor: int) -> int:
+    """A copy of another process's descriptor; needs the right to trace it."""
+    return call("pidfd_getfd", process, descriptor, 0)
 
 
 def prctl(option: int, *arguments: int) -> int:

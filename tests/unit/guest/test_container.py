@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,10 +16,12 @@ import pytest
 from anyio.abc import ByteStream
 from typing_extensions import override
 
+from ms_enclave.boxes import _docker_direct as direct
 from ms_enclave.channel import guest_loader
 from ms_enclave.channel.guest import GuestConnection
 from ms_enclave.channel.process import SpawnRequest
 from ms_enclave.guest import kills
+from ms_enclave.spawner import _calls as calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +112,82 @@ async def test_programs_have_nothing_of_its_channel(child: subprocess.Popen[byte
     await process.wait()
     await process.aclose()
     await guest.aclose()
+
+
+SECRET = direct.new_secret()
+
+
+async def offered(stream: Pipes) -> int:
+    """The number of the descriptor that a guest offers to whoever has told it a secret."""
+    await stream.send(guest_loader.payload(SECRET))
+    words = b""
+    while len(words) < 8:
+        words += await stream.receive(8 - len(words))
+    return int(words)
+
+
+async def test_it_can_be_reached_by_a_socket_of_the_hosts(child: subprocess.Popen[bytes]) -> None:
+    stream = Pipes(child)
+    number = await offered(stream)
+    take = functools.partial(anyio.to_thread.run_sync, direct.take_socket)
+    held = os.pidfd_open(child.pid)
+    try:
+        assert await take(held, 0, SECRET) is None, "a pipe"
+        assert await take(held, number, b"?" * len(SECRET)) is None
+        link = await take(held, number, SECRET)
+    finally:
+        os.close(held)
+    assert link is not None
+    guest = GuestConnection(link)
+    await guest.connect()
+    await stream.aclose()  # it is not needed any more
+    assert await guest.exists("/")
+    request = SpawnRequest(
+        argv=("sh", "-c", "echo /proc/self/fd/*"), cwd="/", env={"PATH": os.defpath}
+    )
+    process = await guest.spawn(request)
+    seen = (await process.stdout.receive()).split()
+    assert [os.path.basename(name) for name in seen][:3] == [b"0", b"1", b"2"]
+    assert len(seen) <= 4
+    await process.wait()
+    await process.aclose()
+    await guest.aclose()
+    assert await anyio.to_thread.run_sync(child.wait, 10) == 0
+
+
+async def test_it_serves_as_before_where_the_host_cannot(child: subprocess.Popen[bytes]) -> None:
+    stream = Pipes(child)
+    await offered(stream)
+    guest = GuestConnection(stream)
+    await guest.connect()
+    assert await guest.exists("/")
+    await guest.aclose()
+    assert await anyio.to_thread.run_sync(child.wait, 10) == 0
+
+
+async def test_it_serves_as_before_where_no_socket_comes(child: subprocess.Popen[bytes]) -> None:
+    """As where a security module lets a message through, and not what is attached to it."""
+    stream = Pipes(child)
+    number = await offered(stream)
+    held = os.pidfd_open(child.pid)
+    taken = calls.pidfd_getfd(held, number)
+    os.close(held)
+    with socket.socket(fileno=taken) as theirs:
+        theirs.send(b"\0")
+        guest = GuestConnection(stream)
+        await guest.connect()
+        assert await guest.exists("/")
+        await guest.aclose()
+    assert await anyio.to_thread.run_sync(child.wait, 10) == 0
+
+
+async def test_it_ends_where_the_host_ends_before_it_says_which(
+    child: subprocess.Popen[bytes],
+) -> None:
+    stream = Pipes(child)
+    await offered(stream)
+    await stream.aclose()
+    assert await anyio.to_thread.run_sync(child.wait, 10) == 0
 
 
 def test_it_ends_where_nobody_sends_it(child: subprocess.Popen[bytes]) -> None:

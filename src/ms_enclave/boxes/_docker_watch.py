@@ -1,0 +1,152 @@
+"""What others do to our containers: an engine's events, heard once for all sandboxes of a process.
+
+The stream is opened with the first container that is followed and closed with the last. When it
+breaks it is opened again, and what was missed meanwhile is found by looking at what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ms_enclave.errors import EnclaveError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+__all__ = ["ACTIONS", "Story", "Watch"]
+
+logger = logging.getLogger(__name__)
+
+ACTIONS = ("die", "died", "destroy", "kill", "oom", "pause", "remove")
+"""What is worth hearing of. Podman says `died` and `remove` for `die` and `destroy`."""
+
+_PAUSED = "The sandbox's container was paused by somebody else, so nothing in it answers"
+_REMOVED = "The sandbox's container was removed by somebody else"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+class Story:
+    """What was heard of one container, and what that means. Pure."""
+
+    def __init__(self) -> None:
+        self._signal = ""
+        self._short_of_memory = False
+
+    def hear(self, action: str, attributes: Mapping[str, str]) -> str | None:
+        """Take in an event; gives why the container is of no use any more, if it is not."""
+        action = action.partition(":")[0]
+        if action == "pause":
+            return _PAUSED
+        if action in ("destroy", "remove"):
+            return _REMOVED
+        if action in ("die", "died"):
+            return self._end(attributes.get("exitCode", "?"))
+        if action == "kill":
+            self._signal = attributes.get("signal", "?")
+        elif action == "oom":
+            self._short_of_memory = True
+        return None
+
+    def see(self, state: str | None) -> str | None:
+        """The same for its state as it is seen; None for one that is not there."""
+        if state is None:
+            return _REMOVED
+        if state == "paused":
+            return _PAUSED
+        return self._end("?") if state in ("exited", "dead", "removing") else None
+
+    def _end(self, status: str) -> str:
+        if self._signal:
+            return f"The sandbox's container was killed by somebody else (signal {self._signal})"
+        if self._short_of_memory:
+            return "The sandbox's container has ended: its memory was used up"
+        return f"The sandbox's container has ended with status {status}"
+
+
+class _Followed:
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.story = Story()
+        self.tell = tell
+        self.reason: str | None = None
+        self.told = anyio.Event()
+
+    def take(self, reason: str | None) -> None:
+        if reason is not None and self.reason is None:
+            self.reason = reason
+            self.told.set()
+            self.tell(reason)
+
+
+class Watch:
+    """Tells of each followed container, once, why it is of no use any more.
+
+    Args:
+        events: opens the stream; its first item stands for its being open.
+        states: the state of every container that there is, by id.
+    """
+
+    def __init__(
+        self,
+        events: Callable[[], AsyncGenerator[dict[str, Any], None]],
+        states: Callable[[], Awaitable[Mapping[str, str]]],
+    ) -> None:
+        self._events = events
+        self._states = states
+        self._followed: dict[str, _Followed] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def follow(self, container: str, tell: Callable[[str], object]) -> None:
+        """Have somebody told, from the loop, when a container is of no use any more."""
+        self._followed[container] = _Followed(tell)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def forget(self, container: str) -> None:
+        """Tell no more of one: what happens to it from now on is our own doing."""
+        self._followed.pop(container, None)
+        if not self._followed and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def reason(self, container: str, seconds: float) -> str | None:
+        """Why a container that seems to have ended is of no use, if that is heard in time."""
+        followed = self._followed.get(container)
+        if followed is None:
+            return None
+        with anyio.move_on_after(seconds):
+            await followed.told.wait()
+        return followed.reason
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                async with contextlib.aclosing(self._events()) as events:
+                    async for event in events:
+                        pause = _FIRST_PAUSE
+                        if event:
+                            self._hear(event)
+                        else:
+                            await self._look()
+            except EnclaveError as error:
+                logger.debug("the engine's events cannot be heard: %s", error)
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        actor: dict[str, Any] = event.get("Actor") or {}
+        followed = self._followed.get(str(actor.get("ID", "")))
+        if followed is not None:
+            action = str(event.get("Action", ""))
+            followed.take(followed.story.hear(action, actor.get("Attributes") or {}))
+
+    async def _look(self) -> None:
+        asked = dict(self._followed)  # one that is made meanwhile may not be among the answers
+        states = await self._states()
+        for container, followed in asked.items():
+            followed.take(followed.story.see(states.get(container)))
