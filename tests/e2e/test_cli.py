@@ -452,6 +452,22 @@ def test_doctor_finds_the_embedded_sandbox_and_its_guards() -> None:
 
 
 @pytest.mark.namespaces
+def test_doctor_attacks_what_works_and_says_what_it_withstands() -> None:
+    done = enclave("doctor", "process", "--attack", "--json", backend=False)
+    assert done.returncode == 0, done.stdout
+    scores = json.loads(done.stdout)
+    assert set(scores) >= {"process"}
+    outcomes = {row["outcome"] for rows in scores.values() for row in rows}
+    assert outcomes <= {"held", "bounded"}
+    assert sum(row["tried"] for row in scores["process"]) > 200
+
+
+def test_doctor_does_not_attack_what_has_no_walls() -> None:
+    done = enclave("doctor", "subprocess", "--attack", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, {})
+
+
+@pytest.mark.namespaces
 def test_a_cold_run_finds_the_station_that_was_launched_ahead() -> None:
     source = textwrap.dedent(
         """

@@ -169,7 +169,8 @@ def plan_container(
         "ExposedPorts": {port: {} for port in config.ports},
         "HostConfig": host,
     }
-    return Plan(document, own_folder, _guards(config, host, own_folder=own_folder))
+    as_root = (user or image_user).partition(":")[0] in ("", "0", "root")
+    return Plan(document, own_folder, _guards(config, host, own_folder=own_folder, as_root=as_root))
 
 
 def _refuse(config: DockerSandboxConfig) -> None:
@@ -316,7 +317,9 @@ def _words(given: str | list[str]) -> list[str]:
         raise ConfigError(f"command or entrypoint {given!r}: {error}") from None
 
 
-def _guards(config: DockerSandboxConfig, host: Document, *, own_folder: bool) -> dict[str, str]:
+def _guards(
+    config: DockerSandboxConfig, host: Document, *, own_folder: bool, as_root: bool
+) -> dict[str, str]:
     def active(yes: bool) -> str:
         return "on" if yes else "off"
 
@@ -328,6 +331,9 @@ def _guards(config: DockerSandboxConfig, host: Document, *, own_folder: bool) ->
             "on",
         ),
         "cgroup_namespace": active(not config.privileged),
+        "user_namespace": "off",  # an engine may have one for all its containers; no claim on it
+        "hidden_guest": active(as_root and not config.privileged),
+        "masked_proc": active("MaskedPaths" in host),
         "cgroup_memory": active("Memory" in host),
         "cgroup_cpu": active("CpuQuota" in host),
         "no_new_privs": active(not config.privileged),

@@ -30,16 +30,25 @@ def doctor(
     apply: Annotated[
         bool, typer.Option("--apply", help="With --fix: run that line, too, and look again.")
     ] = False,
+    attack: Annotated[
+        bool,
+        typer.Option("--attack", help="Attack what works, and say what it withstands."),
+    ] = False,
 ) -> None:
     """Say which sandbox types work here, which guards are active and what to do about the rest.
 
-    Every type is tried for real. The exit code is 0 where at least one of them works.
+    Every type is tried for real. The exit code is 0 where at least one of them works, and, with
+    --attack, withstands everything that it is to.
     """
     from ms_enclave import loop
 
     if apply and not fix:
         raise typer.BadParameter("--apply goes with --fix")
+    if attack and fix:
+        raise typer.BadParameter("--attack does not go with --fix")
     found = loop.call(_diagnose, names or [])
+    if attack:
+        raise typer.Exit(_attack(found, as_json=json))
     if fix:
         if _mend(found, apply=apply):
             found = loop.call(_diagnose, names or [])
@@ -54,6 +63,25 @@ def doctor(
 
         _show(Console(), found)
     raise typer.Exit(0 if any(each.works for each in found) else _EXIT_NOTHING_WORKS)
+
+
+def _attack(found: Sequence[Diagnosis], *, as_json: bool) -> int:
+    from rich.console import Console
+
+    from ms_enclave import loop
+    from ms_enclave.cli import _attack as attacks
+
+    scores = loop.call(attacks.attack, found, Console(stderr=True))
+    if as_json:
+        from json import dumps
+
+        typer.echo(dumps(attacks.as_json(scores), indent=2))
+    else:
+        console = Console()
+        _show(console, found)
+        if scores:
+            attacks.show(console, scores)
+    return _EXIT_NOTHING_WORKS if not scores or attacks.is_open(scores) else 0
 
 
 def _mend(found: Sequence[Diagnosis], *, apply: bool) -> bool:
