@@ -1,6 +1,6 @@
 """A channel to a guest that does not pass its engine: quicker, and there while the engine is not.
 
-The guest is asked for a descriptor of its own, by a secret (`guest.container`). Where the engine
+The guest is asked for a descriptor of its own, by a secret (`guest.offer`). Where the engine
 runs on this machine and this process may look into the guest's, that descriptor is taken out of it
 and used once: to send the guest a socket whose other end was never inside. Nothing has a name that
 a program inside could open, and a process that cannot show the secret is not talked to. Where
@@ -9,6 +9,7 @@ anything is missing, all goes through the engine as before.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -120,12 +121,16 @@ async def reach(
         SandboxLostError: what answers is no guest.
         anyio.EndOfStream, anyio.BrokenResourceError: it has ended.
     """
-    words = b""
-    while len(words) < _DIGITS:
-        words += await attached.receive(_DIGITS - len(words))
-    if not words.isdigit():
-        raise SandboxLostError(f"It answered {words!r}, which is none of a guest's")
-    pid = await find_pid()
+    finding = asyncio.ensure_future(find_pid())  # while it is on its way to its answer
+    try:
+        words = b""
+        while len(words) < _DIGITS:
+            words += await attached.receive(_DIGITS - len(words))
+        if not words.isdigit():
+            raise SandboxLostError(f"It answered {words!r}, which is none of a guest's")
+        pid = await finding
+    finally:
+        finding.cancel()
     if pid <= 0:
         return None
     # Shielded, for what is taken must be known to somebody.

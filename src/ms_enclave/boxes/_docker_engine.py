@@ -57,6 +57,9 @@ _LOOK_BOUND = 20.0
 _UNDO_BOUND = 8.0
 """The same for whoever is leaving: what is not done then is done later."""
 
+_LAST_WORDS = 0.2
+"""Seconds that what a process has said may take to arrive after its end is known."""
+
 _UNIX = "unix://"
 
 _STDOUT = 1
@@ -367,6 +370,13 @@ class Attached(ByteStream):
         if self.on_end is not None and not self._closed:
             await self.on_end()
 
+    def expect_end(self) -> None:
+        """Its process has ended, as is known from elsewhere: take its last words, and end. Engines
+        keep the stream open where not all was read that the process was sent."""
+        transport = self._transport()
+        if transport is not None:
+            asyncio.get_running_loop().call_later(_LAST_WORDS, transport.abort)
+
     def listen(self) -> None:
         """Keep what is said from now on, for a process that is talked to by other means."""
         self._listening = asyncio.create_task(self._listen())
@@ -377,6 +387,17 @@ class Attached(ByteStream):
         ):
             while True:
                 await self.receive()
+
+    def put(self, item: bytes) -> None:
+        """Have something sent, before anything else; what comes of that is heard by `receive`."""
+        transport = self._transport()
+        if transport is not None:
+            transport.write(item)
+
+    def _transport(self) -> asyncio.Transport | None:
+        response = self._stream._resp  # pyright: ignore[reportPrivateUsage] - it waits, or hides it
+        connection = None if response is None else response.connection
+        return None if connection is None else connection.transport
 
     @override
     async def send(self, item: bytes) -> None:
@@ -401,8 +422,11 @@ class Attached(ByteStream):
             self._closed = True
             if self._listening is not None:
                 self._listening.cancel()
+            transport = self._transport()
             with contextlib.suppress(aiohttp.ClientError, OSError, AssertionError):
                 await self._stream.close()
+            if transport is not None:
+                transport.abort()  # what was not taken from it never will be
 
 
 # --- the shared client ---

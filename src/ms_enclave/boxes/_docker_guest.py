@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_engine import Attached
 
-__all__ = ["Served", "serve"]
+__all__ = ["Served", "make", "serve"]
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,41 @@ class Served:
     """Its process, where the connection does not pass the engine. To be closed."""
 
 
+def make(attached: Attached, *, is_here: bool) -> bytes:
+    """Send what makes a guest of an interpreter, which need not have started yet.
+
+    Args:
+        is_here: whether its engine runs on this machine.
+
+    Returns:
+        The secret that it is asked for; none where that would be of no use.
+    """
+    secret = direct.new_secret() if is_here else b""
+    attached.put(loader.payload(secret))
+    return secret
+
+
 async def serve(
     attached: Attached,
     container: str,
+    secret: bytes,
     *,
-    is_here: bool,
     working_dir: str,
     on_end: Callable[[], Awaitable[object]] | None,
 ) -> Served:
-    """Make a guest of an interpreter that has just been started, and greet it.
+    """Greet the guest that an interpreter, which has just been started, is made to be.
 
     The stream is taken over, and closed where that fails.
 
     Args:
         container: the full id of the container that it is in.
-        is_here: whether the engine runs on this machine.
+        secret: as `make` gave it.
         on_end: told when the guest has ended by itself.
 
     Raises:
         SandboxLostError: it has ended, or what answers is no guest.
     """
-    secret = direct.new_secret() if is_here else b""
     try:
-        await attached.send(loader.payload(secret))
         if secret:
             reached = await direct.reach(attached, secret, attached.find_pid, container)
             served = None if reached is None else await _go_direct(reached, working_dir)

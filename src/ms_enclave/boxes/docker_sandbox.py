@@ -84,6 +84,8 @@ class DockerSandbox(Sandbox):
     _limits: ResolvedLimits
     _process: Held | None = None
     """The container's first process, where the channel to it does not pass the engine."""
+    _secret = b""
+    """What its guest shows to whoever goes past the engine."""
     _python: str
     _user = "0"
     """Who its guest is: a number or a name."""
@@ -208,6 +210,8 @@ class DockerSandbox(Sandbox):
             container = self._container
             attached = self._attached = await engine.attach(container)
             stack.push_async_callback(attached.aclose)
+            self._secret = _load_guests().make(attached, is_here=engine.is_here)
+            engine.watch.follow(container.id, self._hear)
             try:
                 await engine.start(container)
             except SandboxStartError as error:
@@ -215,7 +219,6 @@ class DockerSandbox(Sandbox):
                     raise
                 await engine.remove(container)
                 continue
-            engine.watch.follow(container.id, self._lost)
             self._python = python
             return plan
         raise SandboxStartError(
@@ -307,15 +310,16 @@ class DockerSandbox(Sandbox):
         engine, container, attached = self._engine, self._container, self._attached
         if engine is None or container is None or attached is None:
             raise SandboxLostError(f"Sandbox {self.id} has no container any more")
-        is_first = user is None
+        guests, secret, is_first = _load_guests(), self._secret, user is None
         if not is_first:
             attached = await engine.execute(
                 container, loader.argv(self._python), user=str(user), workdir="/"
             )
-        served = await _load_guests().serve(
+            secret = guests.make(attached, is_here=engine.is_here)
+        served = await guests.serve(
             attached,
             container.id,
-            is_here=engine.is_here,
+            secret,
             working_dir=self.config.working_dir,
             on_end=self._see_how_it_ended if is_first else None,
         )
@@ -325,6 +329,13 @@ class DockerSandbox(Sandbox):
         elif served.process is not None:
             served.process.close()
         return served.connection
+
+    def _hear(self, reason: str) -> None:
+        """What the engine tells of its container."""
+        if self._status is SandboxStatus.RUNNING:
+            self._lost(reason)
+        elif self._attached is not None:
+            self._attached.expect_end()  # its own words say more of a start that failed
 
     async def _see_how_it_ended(self) -> None:
         engine, container = self._engine, self._container

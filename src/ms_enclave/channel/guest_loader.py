@@ -25,7 +25,7 @@ def payload(secret: bytes = b"") -> bytes:
     """What it reads first, before it answers as a guest does. Reads files once.
 
     Args:
-        secret: has it offer a socket of its own; see `guest.container`.
+        secret: has it offer a socket of its own; see `guest.offer`.
     """
     return _modules() + _part(secret)
 
@@ -37,7 +37,12 @@ def _modules() -> bytes:
         for path in sorted(_FOLDER.glob("*.py"))
         if path.stem not in _WITHOUT
     }
-    return _part(Path(loader.__file__).read_bytes()) + _part(marshal.dumps(sources, _FORMAT))
+    compiled = {
+        name: marshal.dumps(compile(source, f"<{name}>", "exec", dont_inherit=True))
+        for name, source in sources.items()
+    }
+    modules = marshal.dumps((sources, loader.reads(), compiled), _FORMAT)
+    return _part(Path(loader.__file__).read_bytes()) + _part(modules)
 
 
 def _part(data: bytes) -> bytes:

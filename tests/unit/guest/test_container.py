@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import io
+import marshal
 import os
 import socket
 import subprocess
@@ -20,7 +23,7 @@ from ms_enclave.boxes import _docker_direct as direct
 from ms_enclave.channel import guest_loader
 from ms_enclave.channel.guest import GuestConnection
 from ms_enclave.channel.process import SpawnRequest
-from ms_enclave.guest import kills
+from ms_enclave.guest import kills, loader, protocol
 from ms_enclave.spawner import _calls as calls
 
 if TYPE_CHECKING:
@@ -188,6 +191,23 @@ async def test_it_ends_where_the_host_ends_before_it_says_which(
     await offered(stream)
     await stream.aclose()
     assert await anyio.to_thread.run_sync(child.wait, 10) == 0
+
+
+def test_an_interpreter_that_reads_other_code_compiles_the_sources() -> None:
+    parts = io.BytesIO(PAYLOAD)
+    for _ in range(2):
+        size = int(parts.read(8))
+        part = parts.read(size)
+    sources, made_for, compiled = marshal.loads(part)
+    assert made_for == loader.reads()
+    assert sorted(sources) == sorted(compiled)
+    for known in (compiled, None):
+        finder = loader.Finder(sources, known)
+        spec = finder.find_spec("guest.protocol")
+        module = importlib.util.module_from_spec(spec)
+        finder.exec_module(module)
+        assert module.VERSION == protocol.VERSION
+        assert module.encode.__code__.co_filename == "<guest.protocol>"
 
 
 def test_it_ends_where_nobody_sends_it(child: subprocess.Popen[bytes]) -> None:
