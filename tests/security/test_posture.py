@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -105,3 +106,108 @@ async def test_the_init_of_a_slot_has_nothing_to_give() -> None:
         else:
             pytest.fail("the slot has no init")
         group.cancel_scope.cancel()
+
+
+# --- the golden description ---------------------------------------------------------------------
+
+DESCRIBE = """
+import ctypes, json, os, sys
+libc = ctypes.CDLL(None)
+def rows(path):
+    with open(path) as file:
+        return file.read().splitlines()
+status = dict(line.split(":\\t", 1) for line in rows("/proc/self/status") if ":\\t" in line)
+limits = [line[26:68].split() for line in rows("/proc/self/limits")[1:]]
+wanted = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs",
+          "Seccomp", "Seccomp_filters", "NSpid", "SigBlk", "PPid", "TracerPid")
+mounts = []
+for line in rows("/proc/self/mountinfo"):
+    words = line.split()
+    rest = words[words.index("-") + 1:]
+    mounts.append([words[4], words[5], rest[0], rest[2]])
+json.dump({
+    "status": {name: status[name].split() for name in wanted},
+    "limits": dict(zip([line[:25].strip() for line in rows("/proc/self/limits")[1:]], limits)),
+    "mounts": mounts,
+    "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")
+                          if os.path.lexists("/proc/self/fd/" + name)),
+    "environment": sorted(os.environ),
+    "secure bits": libc.prctl(27, 0, 0, 0, 0),
+    "user namespaces": int(rows("/proc/sys/user/max_user_namespaces")[0]),
+    "oom": int(rows("/proc/self/oom_score_adj")[0]),
+    "host name": os.uname().nodename,
+    "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
+}, sys.stdout)
+"""
+
+STATUS = {
+    "Uid": ["1000"] * 4, "Gid": ["1000"] * 4, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"],
+    "Seccomp_filters": ["1"], "SigBlk": ["0" * 16], "PPid": ["0"], "TracerPid": ["0"],
+    **{name: ["0" * 16] for name in CAPABILITIES},
+}  # fmt: skip
+LIMITS = {
+    "Max core file size": "1", "Max open files": "1024", "Max locked memory": "65536",
+    "Max pending signals": "1024", "Max msgqueue size": "65536", "Max nice priority": "0",
+    "Max realtime priority": "0",
+}  # fmt: skip
+MOUNTS = {
+    "/": ("ro nosuid nodev", "tmpfs", {"size=8192k", "nr_inodes=4096", "mode=755"}),
+    "/proc": ("rw nosuid nodev noexec", "proc", {"hidepid=invisible"}),
+    "/proc/bus": ("ro nosuid nodev noexec", "proc", {"hidepid=invisible"}),
+    "/proc/fs": ("ro nosuid nodev noexec", "proc", {"hidepid=invisible"}),
+    "/proc/irq": ("ro nosuid nodev noexec", "proc", {"hidepid=invisible"}),
+    "/proc/sys": ("ro nosuid nodev noexec", "proc", {"hidepid=invisible"}),
+    "/dev/shm": ("rw nosuid nodev", "tmpfs", {"size=65536k", "nr_inodes=1024"}),
+    "/dev/pts": ("rw nosuid noexec", "devpts", {"mode=620", "ptmxmode=666", "max=16"}),
+    "/tmp": ("rw nosuid nodev", "overlay", {"userxattr"}),
+    "/sandbox": ("rw nosuid nodev", "overlay", {"userxattr"}),
+}
+"""By target: flags, kind, and options that it has to have."""
+MASKED = {
+    "acpi", "asound", "cmdline", "config.gz", "diskstats", "interrupts", "iomem", "kallsyms",
+    "kcore", "key-users", "keys", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats",
+    "locks", "modules", "partitions", "sched_debug", "scsi", "slabinfo", "timer_list",
+    "timer_stats", "vmallocinfo",
+}  # fmt: skip
+DEVICES = {"/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"}
+
+
+@pytest.mark.parametrize("kind", [ProcessSandbox, ColdSandbox])
+async def test_a_program_has_exactly_what_it_is_to_have(kind: type[ProcessSandbox]) -> None:
+    async with kind() as box:
+        runs = [
+            await box.run_code(DESCRIBE),
+            await box.execute_command(["python3", "-c", DESCRIBE]),
+        ]
+    for result in runs:
+        assert result.exit_code == 0, result.stderr
+        seen = json.loads(result.stdout)
+        assert {name: seen["status"][name] for name in STATUS} == STATUS
+        assert len(seen["status"]["NSpid"]) == 1
+        for name, value in LIMITS.items():
+            assert seen["limits"][name] == [value, value], name
+        assert int(seen["limits"]["Max file size"][1]) < 1 << 40
+        assert int(seen["limits"]["Max stack size"][1]) <= 64 << 20
+        assert int(seen["limits"]["Max processes"][1]) < 1 << 12
+        assert seen["descriptors"] in ([0, 1, 2], [0, 1, 2, 3])  # 3 is a run's own channel
+        assert set(seen["environment"]) <= {"HOME", "LANG", "LC_CTYPE", "PATH"}
+        assert seen["secure bits"] == 0xEB
+        assert (seen["user namespaces"], seen["oom"], seen["host name"]) == (0, 0, "sandbox")
+        assert len(seen["processes"]) == 1
+        check_mounts(seen["mounts"])
+
+
+def check_mounts(mounts: list[list[str]]) -> None:
+    shown = {target: (flags.split(","), kind, set(options.split(",")))
+             for target, flags, kind, options in mounts}  # fmt: skip
+    for target, (flags, kind, options) in MOUNTS.items():
+        assert [word for word in shown[target][0] if not word.endswith("atime")] == flags.split()
+        assert shown[target][1] == kind
+        assert options <= shown[target][2], target
+    assert {target for target in shown if target.startswith("/dev/")} == {
+        *DEVICES, "/dev/shm", "/dev/pts",
+    }  # fmt: skip
+    masked = {f"/proc/{name}" for name in MASKED if os.path.exists(f"/proc/{name}")}
+    assert {target for target in shown if target.startswith("/proc/")} - set(MOUNTS) == masked
+    for target in set(shown) - set(MOUNTS) - DEVICES:
+        assert {"ro", "nosuid", "nodev"} <= set(shown[target][0]), target
