@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUITES = ("tests/security", "tests/contract/test_sandbox.py", "tests/contract/test_kernels.py")
+ATTACKS = ("tests/security/test_attacks.py", "tests/security/test_posture.py")
 LIMITS = ("tests/security/test_limits.py", "tests/security/test_usage.py")
 LIVES = ("tests/e2e/test_keep.py", "tests/e2e/test_soak.py")
 CHOSEN = (
@@ -71,11 +72,20 @@ def test_it_has_one_id_and_no_group_and_says_so(home: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_suites_pass_as_an_ordinary_user(home: Path) -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITES]
-    words += [f"--ignore={name}" for name in LIMITS]
+    words += [f"--ignore={name}" for name in (*LIMITS, *ATTACKS)]
     done = as_somebody(home, [*words, "-k", CHOSEN, "--durations=5"], 280)
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert int(summary.split(" passed")[0].split()[-1]) > 100, summary
+
+
+def test_it_withstands_what_is_tried_as_an_ordinary_user(home: Path) -> None:
+    """With one id, what serves and what attacks are the same user: other walls count."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", *ATTACKS]
+    done = as_somebody(home, [*words, "-k", "TestProcess or TestCold or exactly"], 100)
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
+    summary = done.stdout.strip().splitlines()[-1]
+    assert int(summary.split(" passed")[0].split()[-1]) > 60, summary
 
 
 @pytest.mark.slow

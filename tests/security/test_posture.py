@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
+from ms_enclave.boxes._process_request import rlimits
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
+from ms_enclave.model import ProcessSandboxConfig
 from tests.security.boxes import ColdSandbox, NoGroupsSandbox, find_processes, namespaces, status_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
@@ -195,6 +199,50 @@ async def test_a_program_has_exactly_what_it_is_to_have(kind: type[ProcessSandbo
         assert (seen["user namespaces"], seen["oom"], seen["host name"]) == (0, 0, "sandbox")
         assert len(seen["processes"]) == 1
         check_mounts(seen["mounts"])
+
+
+CALLER = """
+import json, os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.umask(0)
+os.environ["SECRET_OF_THE_CALLER"] = "secret"
+import asyncio
+from tests.security import test_posture
+asyncio.run(test_posture.describe(sys.argv[1]))
+"""
+
+
+async def describe(kind: str) -> None:
+    """Print what programs have whose caller has much."""
+    kinds = {each.__name__: each for each in KINDS}
+    async with kinds[kind]() as box:
+        print((await box.run_code(DESCRIBE)).stdout)
+
+
+def test_the_limits_of_a_program_are_these() -> None:
+    found = rlimits(ProcessSandboxConfig().resolve_limits(), frozenset({"memory", "pids", "cpu"}))
+    assert {number: hard for number, (_, hard) in found.items()} == {
+        1: (256 << 20) + (1 << 20), 3: 64 << 20, 4: 1, 6: 136, 7: 1024, 8: 65536, 11: 1024,
+        12: 65536, 13: 0, 14: 0,
+    }  # fmt: skip
+    assert {number: soft for number, (soft, _) in found.items() if number != 3} == {
+        number: hard for number, (_, hard) in found.items() if number != 3
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has so much")
+@pytest.mark.parametrize("kind", [ProcessSandbox, ColdSandbox])
+def test_what_the_caller_has_more_does_not_come_along(kind: type[ProcessSandbox]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, kind.__name__],
+        extra_groups=[4, 27], capture_output=True, text=True, timeout=60, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    seen = json.loads(done.stdout)
+    assert {name: seen["status"][name] for name in STATUS} == STATUS
+    for name, value in LIMITS.items():
+        assert seen["limits"][name] == [value, value], name
+    assert set(seen["environment"]) <= {"HOME", "LANG", "LC_CTYPE", "PATH"}
 
 
 def check_mounts(mounts: list[list[str]]) -> None:

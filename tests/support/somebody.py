@@ -36,7 +36,8 @@ for folder in $CLOSED; do mount -t tmpfs -o mode=0755 covered "$folder"; done
 for path in $OPENED; do place "$SCRATCH/held$path" "$path"; done
 cd "$CHECKOUT"
 exec setpriv --reuid "$WHO" --regid "$WHO" --clear-groups env -i HOME="$SCRATCH" \\
-    PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 CI="$CI" "$@"
+    PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 CI="$CI" \\
+    ${PYTHONPATH:+PYTHONPATH="$PYTHONPATH"} "$@"
 """
 
 
@@ -71,6 +72,7 @@ def words_of_somebody(home: Path, words: Iterable[str]) -> tuple[list[str], dict
         "CHECKOUT": str(ROOT),
         "WHO": str(SOMEBODY),
         "CI": os.environ.get("CI", ""),
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # of a copy of the source
     }
     return ["unshare", "--mount", "sh", "-c", SHOW, "sh", *words], environment
 

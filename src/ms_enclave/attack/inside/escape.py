@@ -74,7 +74,9 @@ def rows_of(path: str) -> dict[str, str]:
 def privileges() -> None:
     for task in os.listdir("/proc/self/task"):
         rows = rows_of(f"/proc/self/task/{task}/status")
-        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        # A bounding set is what a program could be given, which without new rights is nothing.
+        bound = ("CapBnd",) if rows["NoNewPrivs"] != "1" else ()
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", *bound):
             saw(f"{name} of a thread", int(rows[name], 16) and rows[name], guard="no_capabilities")
         saw("a thread that may gain rights", rows["NoNewPrivs"] != "1", guard="no_new_privs")
         saw("a thread without a filter", rows["Seccomp"] != "2", guard="seccomp")

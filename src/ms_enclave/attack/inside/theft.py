@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def digest_of(path: str) -> str:
 
 def files_of_the_host() -> None:
     for path, digest in HOST.items():
+        if any(prefix.startswith(f"{path}/") for prefix in (sys.prefix, sys.base_prefix)):
+            continue  # what is on the way to the interpreter has to be there
         saw(path, digest_of(path) == digest, guard="mount_namespace")
     attempt("a file of the caller's", lambda: open(CANARY_FILE).close())
 
