@@ -44,16 +44,26 @@ TABLE: dict[str, dict[str, str]] = {
         """,
         "ms_enclave.tools": "PythonExecutor Tool ToolFactory",
     },
-    "boxes": {"ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox"},
+    "boxes": {
+        "ms_enclave.boxes": """
+            DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox
+            register_sandbox
+        """,
+    },
     "boxes.docker_sandbox": {"ms_enclave.boxes": "DockerSandbox"},
+    "boxes.stateless_sandbox": {"ms_enclave.boxes": "StatelessSandbox"},
+    "boxes.volcengine": {"ms_enclave.boxes": "VolcengineSandbox"},
     "boxes.base": {"ms_enclave.boxes": "Sandbox SandboxFactory register_sandbox"},
     "manager": {
-        "ms_enclave.manager": "LocalSandboxManager SandboxManager SandboxManagerFactory",
+        "ms_enclave.manager": """
+            LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager
+        """,
     },
     "manager.base": {
         "ms_enclave.manager": "SandboxManager SandboxManagerFactory register_manager",
     },
     "manager.local_manager": {"ms_enclave.manager": "LocalSandboxManager"},
+    "manager.volcengine": {"ms_enclave.manager": "VolcengineSandboxManager"},
     "model": {
         "ms_enclave.model": f"""
             {ENUMS} {CONFIGS} {REQUESTS} {RESPONSES} DEFAULT_POOL_EXECUTION_TIMEOUT

@@ -810,7 +810,7 @@ class Sandbox:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Names of what it can do beyond commands and files; known once it has started."""
+        """Names of what it can do; all of them are known once it has started."""
         return self._target.capabilities
 
     @property

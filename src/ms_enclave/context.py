@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     )
     from ms_enclave.model.kernels import OnInput
 
-__all__ = ["CommandContext", "FilesContext", "KernelContext", "SandboxContext"]
+__all__ = [
+    "CommandContext",
+    "FilesContext",
+    "KernelContext",
+    "LanguageContext",
+    "SandboxContext",
+]
 
 
 @runtime_checkable
@@ -160,6 +166,33 @@ class CommandContext(Protocol):
 
 
 @runtime_checkable
+class LanguageContext(Protocol):
+    """A sandbox with the capability `languages`: it compiles and runs programs by itself."""
+
+    async def run_language(
+        self,
+        language: str,
+        code: str,
+        *,
+        files: Mapping[str, bytes | str] | None = None,
+        stdin: bytes | str | None = None,
+        timeout: float | None = None,
+        compile_timeout: float | None = None,
+    ) -> CommandResult:
+        """Compile and run one program, and wait for its end.
+
+        Args:
+            files: further files beside the program, by relative name.
+            timeout: seconds for running; the sandbox's own where None.
+            compile_timeout: seconds for compiling.
+
+        Raises:
+            ConfigError: the sandbox does not have that language.
+        """
+        ...
+
+
+@runtime_checkable
 class SandboxContext(Protocol):
     """What a tool sees of the sandbox it runs in."""
 
@@ -185,7 +218,7 @@ class SandboxContext(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the sandbox can do beyond commands and files, by name (`python`, …)."""
+        """What the sandbox can do, by name (`files`, `python`, …)."""
         ...
 
     @property

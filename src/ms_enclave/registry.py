@@ -32,6 +32,7 @@ SANDBOXES: Mapping[str, str] = MappingProxyType(
     {
         "process": "ms_enclave.boxes.process_sandbox:ProcessSandbox",
         "docker": "ms_enclave.boxes.docker_sandbox:DockerSandbox",
+        "volcengine": "ms_enclave.boxes.volcengine:VolcengineSandbox",
     }
 )
 TOOLS: Mapping[str, str] = MappingProxyType(
@@ -45,7 +46,10 @@ TOOLS: Mapping[str, str] = MappingProxyType(
     }
 )
 MANAGERS: Mapping[str, str] = MappingProxyType(
-    {"local": "ms_enclave.manager.local_manager:LocalSandboxManager"}
+    {
+        "local": "ms_enclave.manager.local_manager:LocalSandboxManager",
+        "volcengine": "ms_enclave.manager.volcengine:VolcengineSandboxManager",
+    }
 )
 
 

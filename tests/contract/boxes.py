@@ -13,9 +13,11 @@ from tests.security.boxes import (
     NoGroupsSandbox,
     NoLayersSandbox,
 )
-from tests.support import subprocess_box
+from tests.support import fusion, subprocess_box
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ms_enclave.boxes import Sandbox
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "NoLayers",
     "Process",
     "Subprocess",
+    "Volcengine",
     "needs_engine",
     "needs_process",
 ]
@@ -91,6 +94,21 @@ class Docker:
     """A container of a real engine, from the image that `scripts/engine` makes."""
 
     sandbox_type: ClassVar[str] = "docker"
+
+
+class Volcengine:
+    """Handles of a service that runs programs, which is one of ours."""
+
+    sandbox_type: ClassVar[str] = "volcengine"
+    config: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def service(cls) -> Iterator[None]:
+        """The service, as long as the suite over it runs."""
+        with fusion.Service() as service:
+            cls.config = {"base_url": service.url}
+            yield
 
 
 needs_engine = pytest.mark.docker

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ms_enclave.testing import SandboxManagerContract
-from tests.contract.boxes import Docker, Landlock, Process, Subprocess, needs_engine, needs_process
+from tests.contract.boxes import (
+    Docker,
+    Landlock,
+    Process,
+    Subprocess,
+    Volcengine,
+    needs_engine,
+    needs_process,
+)
 
 if TYPE_CHECKING:
     from ms_enclave.manager import SandboxManager
@@ -35,6 +43,19 @@ class TestLocalOverDocker(Docker, Local):
     async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
         # `auto` prefers what is quicker.
         return await run_in_type("docker", manager, code, **options)
+
+
+class TestVolcengine(Volcengine, SandboxManagerContract):
+    manager_type: ClassVar[str] = "volcengine"
+
+    @classmethod
+    def make(cls, **options: Any) -> SandboxManager:
+        return super().make(**{"base_url": cls.config["base_url"], **options})
+
+
+class TestLocalOverVolcengine(Volcengine, Local):
+    async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
+        return await run_in_type("volcengine", manager, code, **options)
 
 
 async def run_in_type(

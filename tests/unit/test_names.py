@@ -46,11 +46,14 @@ REQUESTS = (
 RESPONSES = "CommandResult ExecutionResult HealthCheckResult SandboxInfo ToolResult"
 
 NAMES = {
-    "ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox",
+    "ms_enclave.boxes": (
+        "DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox register_sandbox"
+    ),
     "ms_enclave.cli": "run_cmd",
     "ms_enclave.cli.cli": "run_cmd",
     "ms_enclave.manager": (
-        "LocalSandboxManager SandboxManager SandboxManagerFactory register_manager"
+        "LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager "
+        "register_manager"
     ),
     "ms_enclave.manager.local_manager": "LocalSandboxManager",
     "ms_enclave.model": f"{ENUMS} {CONFIGS} {REQUESTS} {RESPONSES} ProcessSandboxConfig",
@@ -61,10 +64,17 @@ NAMES = {
         "SandboxConfig SandboxFactory SandboxInfo SandboxStatus Tool ToolExecutionRequest "
         "ToolFactory ToolResult WriteFileRequest"
     ),
-    "ms_enclave.sandbox.boxes": "DockerSandbox Sandbox SandboxFactory register_sandbox",
+    "ms_enclave.sandbox.boxes": (
+        "DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox register_sandbox"
+    ),
+    "ms_enclave.sandbox.boxes.stateless_sandbox": "StatelessSandbox",
+    "ms_enclave.sandbox.boxes.volcengine": "VolcengineSandbox",
     "ms_enclave.sandbox.boxes.docker_sandbox": "DockerSandbox",
     "ms_enclave.sandbox.boxes.base": "Sandbox SandboxFactory register_sandbox",
-    "ms_enclave.sandbox.manager": "LocalSandboxManager SandboxManager SandboxManagerFactory",
+    "ms_enclave.sandbox.manager": (
+        "LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager"
+    ),
+    "ms_enclave.sandbox.manager.volcengine": "VolcengineSandboxManager",
     "ms_enclave.sandbox.manager.base": "SandboxManager SandboxManagerFactory register_manager",
     "ms_enclave.sandbox.manager.local_manager": "LocalSandboxManager",
     "ms_enclave.sandbox.model": f"{ENUMS} {CONFIGS} {REQUESTS} {RESPONSES}",
@@ -94,17 +104,14 @@ NAMES = {
 }
 
 NOT_YET = {
-    "ms_enclave.boxes": "DockerNotebookSandbox StatelessSandbox VolcengineSandbox",
-    "ms_enclave.manager": "HttpSandboxManager VolcengineSandboxManager",
+    "ms_enclave.boxes": "DockerNotebookSandbox",
+    "ms_enclave.manager": "HttpSandboxManager",
     "ms_enclave.manager.http_manager": "HttpSandboxManager",
     "ms_enclave.sandbox": "HttpSandboxManager SandboxServer create_server",
-    "ms_enclave.sandbox.boxes": ("DockerNotebookSandbox StatelessSandbox VolcengineSandbox"),
+    "ms_enclave.sandbox.boxes": "DockerNotebookSandbox",
     "ms_enclave.sandbox.boxes.docker_notebook": "DockerNotebookSandbox",
-    "ms_enclave.sandbox.boxes.stateless_sandbox": "StatelessSandbox",
-    "ms_enclave.sandbox.boxes.volcengine": "VolcengineSandbox",
-    "ms_enclave.sandbox.manager": "HttpSandboxManager VolcengineSandboxManager",
+    "ms_enclave.sandbox.manager": "HttpSandboxManager",
     "ms_enclave.sandbox.manager.http_manager": "HttpSandboxManager",
-    "ms_enclave.sandbox.manager.volcengine": "VolcengineSandboxManager",
     "ms_enclave.sandbox.server": "SandboxServer create_server",
     "ms_enclave.sandbox.server.server": "SandboxServer create_server",
     "ms_enclave.server": "create_server",

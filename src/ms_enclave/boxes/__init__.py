@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ms_enclave.boxes.kernels import Kernel
     from ms_enclave.boxes.ports import PortStream
     from ms_enclave.boxes.shells import Shell
+    from ms_enclave.boxes.stateless_sandbox import StatelessSandbox
+    from ms_enclave.boxes.volcengine import VolcengineSandbox
 
 __all__ = [
     "Command",
@@ -26,6 +28,8 @@ __all__ = [
     "Sandbox",
     "SandboxFactory",
     "Shell",
+    "StatelessSandbox",
+    "VolcengineSandbox",
     "register_sandbox",
 ]
 
@@ -38,6 +42,8 @@ _HOMES = {
     "Sandbox": "base",
     "SandboxFactory": "factory",
     "Shell": "shells",
+    "StatelessSandbox": "stateless_sandbox",
+    "VolcengineSandbox": "volcengine",
     "register_sandbox": "factory",
 }
 

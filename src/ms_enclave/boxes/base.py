@@ -120,6 +120,9 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
     offers: ClassVar[frozenset[str]] = frozenset()
     """Capabilities that a box of this type has where the machine allows: for error messages."""
 
+    basics: ClassVar[frozenset[str]] = frozenset({"files", "commands"})
+    """Capabilities of every box in which something stays between two calls."""
+
     def __init__(
         self,
         config: SandboxConfig | Mapping[str, Any] | None = None,
@@ -226,8 +229,8 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Names of what it can do beyond commands and files; known once it has started."""
-        return self._capabilities
+        """Names of what it can do; all of them are known once it has started."""
+        return self._capabilities | self.basics
 
     @property
     def isolation(self) -> IsolationReport:
@@ -280,7 +283,7 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
         Raises:
             CapabilityError: it lacks the capability; names the types of box that have it.
         """
-        if capability not in self._capabilities:
+        if capability not in self.capabilities:
             from ms_enclave.boxes.factory import (
                 types_offering,
             )  # it knows all boxes, boxes no other

@@ -80,6 +80,6 @@ def types_offering(capability: str) -> list[str]:
             sandbox_class = _registry.get(name)
         except (EnclaveError, ImportError):
             continue  # a type that cannot even be loaded here is no help to the caller
-        if capability in sandbox_class.offers:
+        if capability in sandbox_class.offers | sandbox_class.basics:
             offering.append(name)
     return offering

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ms_enclave.manager.base import SandboxManager, SandboxManagerFactory, register_manager
 from ms_enclave.manager.local_manager import LocalSandboxManager
 
-__all__ = ["LocalSandboxManager", "SandboxManager", "SandboxManagerFactory", "register_manager"]
+if TYPE_CHECKING:
+    from ms_enclave.manager.volcengine import VolcengineSandboxManager
+
+__all__ = [
+    "LocalSandboxManager",
+    "SandboxManager",
+    "SandboxManagerFactory",
+    "VolcengineSandboxManager",
+    "register_manager",
+]
+
+_HOMES = {"VolcengineSandboxManager": "volcengine"}
+"""Names that are imported when they are first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ms_enclave.errors import ConfigError
 from ms_enclave.model import CommandResult, ToolResult
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ms_enclave.boxes.base import Sandbox
+    from ms_enclave.context import LanguageContext
 
 __all__ = ["run_in"]
 
@@ -29,6 +30,9 @@ async def run_in(
     Raises:
         ConfigError: nothing can run that language, or that language cannot be given that.
     """
+    if "languages" in sandbox.capabilities:
+        own = cast("LanguageContext", sandbox)
+        return await own.run_language(language, code, files=files, stdin=stdin, timeout=timeout)
     if language == "python":
         for name, content in files.items():
             await sandbox.files.write(name, content)

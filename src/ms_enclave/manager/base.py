@@ -335,7 +335,10 @@ def register_manager(manager_type: str) -> Callable[[_ManagerClass], _ManagerCla
 
 
 def coerce_manager_config(
-    config: SandboxManagerConfig | Mapping[str, Any] | None, **fields: Any
+    config: SandboxManagerConfig | Mapping[str, Any] | None,
+    config_class: type[SandboxManagerConfig] = SandboxManagerConfig,
+    /,
+    **fields: Any,
 ) -> SandboxManagerConfig:
     """A manager's config from whatever a caller has; `fields` go before what stands in it.
 
@@ -343,13 +346,13 @@ def coerce_manager_config(
         ConfigError: a field is unknown or has a value it cannot have.
     """
     if isinstance(config, SandboxManagerConfig):
-        if not fields:
+        if not fields and isinstance(config, config_class):
             return config
         given = {name: getattr(config, name) for name in config.model_fields_set}
     else:
         given = dict(config or {})
     try:
-        return SandboxManagerConfig.model_validate({**given, **fields})
+        return config_class.model_validate({**given, **fields})
     except ConfigError:
         raise
     except ValueError as error:  # pydantic's ValidationError is one

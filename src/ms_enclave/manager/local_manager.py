@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
 import anyio.to_thread
@@ -34,7 +34,12 @@ from ms_enclave.loop import on_loop
 from ms_enclave.manager._policy import Facts, Lifetimes, aware, make_clock, seconds_left
 from ms_enclave.manager._state import State
 from ms_enclave.manager.base import SandboxManager, coerce_manager_config
-from ms_enclave.model import SandboxConfig, SandboxManagerType, SandboxStatus
+from ms_enclave.model import (
+    SandboxConfig,
+    SandboxManagerConfig,
+    SandboxManagerType,
+    SandboxStatus,
+)
 from ms_enclave.model.constants import DEFAULT_POOL_EXECUTION_TIMEOUT
 from ms_enclave.pool import Loan, Pool
 
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes.base import Keeping, Sandbox
     from ms_enclave.manager._policy import Clock
-    from ms_enclave.model import CommandResult, SandboxInfo, SandboxManagerConfig
+    from ms_enclave.model import CommandResult, SandboxInfo
 
 __all__ = ["LocalSandboxManager"]
 
@@ -109,6 +114,9 @@ class LocalSandboxManager(SandboxManager):
         settings: fields of the config; they go before what stands in `config`.
     """
 
+    config_class: ClassVar[type[SandboxManagerConfig]] = SandboxManagerConfig
+    """What its config is validated with."""
+
     def __init__(
         self,
         config: SandboxManagerConfig | Mapping[str, Any] | None = None,
@@ -118,7 +126,7 @@ class LocalSandboxManager(SandboxManager):
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
-        self.config = coerce_manager_config(config, **settings)
+        self.config = coerce_manager_config(config, self.config_class, **settings)
         self._lifetimes = Lifetimes(max_age, retention)
         if self.config.cleanup_interval is None:
             self._lifetimes = Lifetimes.unlimited()

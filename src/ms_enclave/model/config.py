@@ -348,15 +348,19 @@ class VolcengineSandboxConfig(SandboxConfig):
     base_url: _Served = None
     run_code_path: str = "/run_code"
     request_timeout: float = Field(default=30.0, gt=0)
-    """Seconds that the server may take to answer."""
+    """Seconds that the server may take to answer, beyond those that the program may take."""
     verify_ssl: bool = True
-    extra_headers: dict[str, str] = Field(default_factory=dict[str, str])
+    """Whether the server has to show a certificate that this machine trusts."""
+    extra_headers: dict[str, str] = Field(default_factory=dict[str, str], repr=False)
+    """Sent with each request."""
     api_key: str | None = Field(default=None, repr=False)
+    """Sent as it is in the header `Authorization`."""
     dataset_language_map: dict[str, str] = Field(default_factory=dict[str, str])
     """The runner's name of a language by the name of a data set."""
     tool_language_map: dict[str, str] = Field(default_factory=dict[str, str])
     """The runner's name of a language by the name of a tool."""
     max_concurrency: int = Field(default=16, gt=0)
+    """Requests at a time; further ones wait for their turn."""
 
 
 class SandboxManagerConfig(StrictModel):
@@ -398,9 +402,9 @@ class VolcengineSandboxManagerConfig(SandboxManagerConfig):
 
     run_code_path: str = "/run_code"
     request_timeout: float = Field(default=30.0, gt=0)
-    """Seconds that the server may take to answer."""
+    """Seconds that the server may take to answer, beyond those that the program may take."""
     verify_ssl: bool = True
-    extra_headers: dict[str, str] = Field(default_factory=dict[str, str])
+    extra_headers: dict[str, str] = Field(default_factory=dict[str, str], repr=False)
     dataset_language_map: dict[str, str] = Field(default_factory=dict[str, str])
     tool_language_map: dict[str, str] = Field(default_factory=dict[str, str])
     max_concurrency: int = Field(default=16, gt=0)

@@ -25,6 +25,7 @@ from ms_enclave.errors import (
 from ms_enclave.loop import call
 from ms_enclave.manager import SandboxManagerFactory
 from ms_enclave.model import ExecutionStatus, SandboxStatus, Verdict
+from ms_enclave.testing._suite import needs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -176,7 +177,7 @@ class SandboxManagerContract:
     async def test_a_sandbox_for_a_block_ends_with_it(self, shared: SandboxManager) -> None:
         async with self.opened(shared) as box:
             made = box.id
-            await box.files.write("x", "1")
+            assert (await box.execute_command("true")).success
         assert await shared.get_sandbox(made) is None
         with pytest.raises(LookupError):  # noqa: PT012 - the block is what is tested
             async with self.opened(shared) as box:
@@ -211,9 +212,11 @@ class SandboxManagerContract:
     # --- tools and files ---
 
     async def test_tools_are_listed_and_run(self, shared: SandboxManager) -> None:
-        made = await self.create(shared, tools_config={"shell_executor": {}, "file_operation": {}})
+        made = await self.create(
+            shared, tools_config={"shell_executor": {}, "multi_code_executor": {}}
+        )
         tools = await shared.get_sandbox_tools(made)
-        assert set(tools) == {"shell_executor", "file_operation"}
+        assert set(tools) == {"shell_executor", "multi_code_executor"}
         assert tools["shell_executor"]["type"] == "function"
         result = await shared.execute_tool(
             made, "shell_executor", {"command": ["sh", "-c", "echo out; exit 3"], "timeout": 12.5}
@@ -231,6 +234,7 @@ class SandboxManagerContract:
         await inner.mkdir()
         await (inner / "file").write_text("text")
         async with self.opened(shared) as box:
+            needs(box, "files")
             await shared.put_dir(box.id, tmp_path, "copied")
             assert await box.files.read("copied/inner/file") == b"text"
 
@@ -311,6 +315,7 @@ class SandboxManagerContract:
     async def test_nothing_of_one_loan_is_left_for_the_next(self, manager: SandboxManager) -> None:
         await self.fill(manager, 1)
         async with manager.borrow() as box:
+            needs(box, "files")
             await box.files.write("left", "x")
             await box.execute_command("touch /tmp/left-by-loan; sleep 100 & true")
             folder = box.config.working_dir

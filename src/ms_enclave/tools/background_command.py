@@ -199,6 +199,7 @@ class BackgroundCommand(BuiltinTool):
         "`write` types into a program that was started with `stdin`. `stop` ends one with "
         "everything that it started. `list` shows all."
     )
+    _capabilities: ClassVar[frozenset[str] | None] = frozenset({"commands"})
     _parameters: ClassVar[ToolParams | dict[str, Any] | None] = {
         "properties": {
             "operation": {

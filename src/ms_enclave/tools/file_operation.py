@@ -202,6 +202,7 @@ class FileOperation(BuiltinTool):
         "Work on the files of an isolated sandbox: create, read, write, delete, list, exists, "
         "search (regular expression), replace (text), stat, mkdir, move."
     )
+    _capabilities: ClassVar[frozenset[str] | None] = frozenset({"files"})
     _parameters: ClassVar[ToolParams | dict[str, Any] | None] = {
         "properties": {
             "operation": {

@@ -6,12 +6,12 @@ import contextlib
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
 from typing_extensions import override
 
-from ms_enclave.errors import EnclaveError
+from ms_enclave.errors import ConfigError, EnclaveError
 from ms_enclave.model import CommandResult, ExecutionStatus, ToolResult, Verdict
 from ms_enclave.tools._languages import (
     LANGUAGES,
@@ -29,7 +29,7 @@ from ms_enclave.tools._results import error_text, from_command
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ms_enclave.context import SandboxContext
+    from ms_enclave.context import LanguageContext, SandboxContext
     from ms_enclave.tools.tool_info import ToolParams
 
 __all__ = ["MultiCodeExecutor"]
@@ -137,9 +137,27 @@ class MultiCodeExecutor(BuiltinTool):
             metadata={"language": language, "stage": "probe"},
         )
         started = time.monotonic()
-        result = await self._execute_job(job, LANGUAGES[language], code, files or {})
+        if "languages" in context.capabilities:
+            result = await self._hand_over(job, code, files or {})
+        else:
+            result = await self._execute_job(job, LANGUAGES[language], code, files or {})
         result.execution_time = time.monotonic() - started
         return result
+
+    async def _hand_over(self, job: _Job, code: str, files: Mapping[str, str]) -> ToolResult:
+        """Let a sandbox do it that has languages of its own."""
+        other = [name for name in ("cwd", "env", "user") if getattr(job, name)]
+        if other:
+            raise ConfigError(f"{', '.join(other)}: not where the sandbox has its own languages")
+        result = await cast("LanguageContext", job.context).run_language(
+            job.language,
+            code,
+            files=files,
+            stdin=job.stdin,
+            timeout=job.run_timeout,
+            compile_timeout=job.compile_timeout,
+        )
+        return from_command(self.name, result, {"language": job.language})
 
     async def _execute_job(
         self, job: _Job, language: Language, code: str, files: Mapping[str, str]

@@ -8,6 +8,15 @@ from __future__ import annotations
 from ms_enclave.boxes import DockerSandbox as DockerSandbox
 from ms_enclave.boxes import Sandbox as Sandbox
 from ms_enclave.boxes import SandboxFactory as SandboxFactory
+from ms_enclave.boxes import StatelessSandbox as StatelessSandbox
+from ms_enclave.boxes import VolcengineSandbox as VolcengineSandbox
 from ms_enclave.boxes import register_sandbox as register_sandbox
 
-__all__ = ["DockerSandbox", "Sandbox", "SandboxFactory", "register_sandbox"]
+__all__ = [
+    "DockerSandbox",
+    "Sandbox",
+    "SandboxFactory",
+    "StatelessSandbox",
+    "VolcengineSandbox",
+    "register_sandbox",
+]

@@ -8,5 +8,11 @@ from __future__ import annotations
 from ms_enclave.manager import LocalSandboxManager as LocalSandboxManager
 from ms_enclave.manager import SandboxManager as SandboxManager
 from ms_enclave.manager import SandboxManagerFactory as SandboxManagerFactory
+from ms_enclave.manager import VolcengineSandboxManager as VolcengineSandboxManager
 
-__all__ = ["LocalSandboxManager", "SandboxManager", "SandboxManagerFactory"]
+__all__ = [
+    "LocalSandboxManager",
+    "SandboxManager",
+    "SandboxManagerFactory",
+    "VolcengineSandboxManager",
+]
