@@ -43,16 +43,16 @@ from ms_enclave.model import (
     SandboxConfig,
     SandboxStatus,
 )
-from ms_enclave.spawner import stations
+from ms_enclave.spawner import register, stations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
     from ms_enclave.boxes._execution import Job
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest, SpawnRequest
-    from ms_enclave.model.diagnosis import Diagnosis, Problem
+    from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox, Problem
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient, StationProcess
 
@@ -179,6 +179,7 @@ class ProcessSandbox(Sandbox):
             self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
         stack.push_async_callback(self._close_box)
+        stack.callback(self._show(box["init"]))
         self._place = self._tier.place(config, box)
         stack.callback(setattr, self, "config", config)
         self.config = config.model_copy(update={"working_dir": self._place.work})
@@ -225,10 +226,27 @@ class ProcessSandbox(Sandbox):
             plan["keep"] = self._keeping.folder
         return await stations.acquire(self._owner, requests.plan_key(plan), plan)
 
+    def _show(self, init: int) -> Callable[[], None]:
+        """Let others see that it is there, until what is returned is called."""
+        launcher, began = self._station.launcher
+        return register.add(
+            {
+                "type": self.sandbox_type,
+                "id": self.id,
+                "created": self.created_at.isoformat(timespec="seconds"),
+                "manager": "" if self._owner == PROCESS_WIDE else self._owner,
+                "kept": self._keeping is not None,
+                "launcher": launcher,
+                "began": began,
+                "init": init,
+            }
+        )
+
     def _note(self, config: ProcessSandboxConfig) -> str:
         """What the next owner has to know of it."""
         return json.dumps(
             {
+                "id": self.id,
                 "tier": self._tier.name,
                 "config": config.model_dump(mode="json"),
                 "created_at": self.created_at.isoformat(),
@@ -244,6 +262,7 @@ class ProcessSandbox(Sandbox):
         stack.push_async_callback(stations.release, self._owner, station, keep=True)
         station.adopt_box(self.id, self._lost)
         stack.push_async_callback(self._close_box)
+        stack.callback(self._show(left.facts["init"]))
         config = self._settings_of_process
         self._tier = Landlock() if left.note["tier"] == Landlock.name else Namespaces()
         self._place = self._tier.place(config, left.facts)
@@ -391,6 +410,23 @@ class ProcessSandbox(Sandbox):
         for place in [place for place in _fresh if place[0] == owner]:
             del _fresh[place]
         await stations.end_all_of(owner)
+
+    @classmethod
+    async def find_all(cls) -> list[FoundSandbox]:
+        """Those of living processes, and what dead ones have left: for the caller's own user; for
+        root, of everybody."""
+        if sys.platform != "linux":
+            return []
+        from ms_enclave.boxes import _process_found as places
+
+        return await anyio.to_thread.run_sync(places.find, cls.sandbox_type)
+
+    @classmethod
+    async def remove_found(cls, found: Sequence[FoundSandbox]) -> None:
+        """Remove them; what another owner has taken over meanwhile is left alone."""
+        from ms_enclave.boxes._process_removed import remove
+
+        await remove(found)
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:

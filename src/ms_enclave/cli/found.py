@@ -15,10 +15,10 @@ __all__ = ["clean", "ps"]
 def ps(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """List the sandboxes that outlive a look: containers of any owner, and whether it still lives.
+    """List the sandboxes of this machine, whoever made them, and whether their owner still lives.
 
-    Sandboxes of type process are not among them: they end with their manager, or wait in its
-    state_dir for the next one.
+    Of type process, other users' are shown to root only; what a dead owner has left without being
+    asked to (a station that hangs, control groups) is a row, too.
     """
     found = _find()
     if json:
@@ -41,6 +41,13 @@ def ps(
 
 
 def clean(
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Only these; with --force, whoever has them."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove the named ones even from a living owner.")
+    ] = False,
     everything: Annotated[
         bool,
         typer.Option(
@@ -51,10 +58,22 @@ def clean(
         bool, typer.Option("--dry-run", help="Print what would be removed, and leave it.")
     ] = False,
 ) -> None:
-    """Remove sandboxes whose owner has ended. What a living process has is never touched."""
+    """Remove sandboxes whose owner has ended. What a living process has is not touched, unless it
+    is named and --force is said."""
     from ms_enclave import loop
 
-    chosen = [one for one in _find() if one.owner != "alive" and (everything or _is_left(one))]
+    if force and not ids:
+        raise typer.BadParameter("--force needs the ids of the sandboxes that it is meant for")
+    found = _find()
+    unknown = sorted(set(ids or []) - {one.id for one in found})
+    if unknown:
+        raise typer.BadParameter(f"there is no sandbox {', '.join(unknown)}")
+    wanted = [one for one in found if not ids or one.id in ids]
+    if ids and not force:
+        held = [one.id for one in wanted if one.owner == "alive"]
+        if held:
+            raise typer.BadParameter(f"its owner lives: {', '.join(held)} (--force removes it)")
+    chosen = [one for one in wanted if force or _may_go(one, everything=everything or bool(ids))]
     if not dry_run:
         loop.call(_remove, chosen)
     for one in chosen:
@@ -63,8 +82,10 @@ def clean(
         typer.echo("There is nothing to remove.")
 
 
-def _is_left(one: FoundSandbox) -> bool:
-    return one.owner == "gone" and not one.kept
+def _may_go(one: FoundSandbox, *, everything: bool) -> bool:
+    if one.owner == "alive":
+        return False
+    return everything or (one.owner == "gone" and not one.kept)
 
 
 def _find() -> list[FoundSandbox]:

@@ -173,6 +173,38 @@ def sweep(found: list[Hierarchy]) -> bool:
     return clean
 
 
+def left_in(hierarchy: Hierarchy) -> list[str]:
+    """Groups of stations that are dead, and of launchers that are just being made. Only looks."""
+    try:
+        names = sorted(name for name in os.listdir(hierarchy.path) if name.startswith(PREFIX))
+    except OSError:
+        return []
+    paths = [f"{hierarchy.path}/{name}" for name in names]
+    return [path for path in paths if not _is_held(path)]
+
+
+def remove_left(path: str) -> bool:
+    """Remove a group that `left_in` found, unless somebody holds it; whether it is gone."""
+    _sweep_one(path)
+    return not os.path.exists(path)
+
+
+def _is_held(path: str) -> bool:
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True  # it has just gone, or is not ours to see
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return True
+    finally:
+        os.close(opened)
+    return False
+
+
 def _sweep_one(path: str) -> bool:
     try:
         held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,6 +22,7 @@ import anyio.to_thread
 
 from ms_enclave.channel.process import Exit, Process
 from ms_enclave.errors import IsolationUnavailableError, SandboxLostError, SandboxStartError
+from ms_enclave.spawner.keeping import identity
 from ms_enclave.spawner.launch import Launched, launch
 from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
 from ms_enclave.spawner.terminal import HostTerminal, NothingReader
@@ -56,6 +57,8 @@ class StationClient:
         """Whether it outlives this process, where that does not end it before."""
         self._socket: socket.socket | None = None
         self._launcher: subprocess.Popen[bytes] | Survivor | None = None
+        self.launcher = (0, 0)
+        """Pid and start time of its first process."""
         self._notes = -1
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -98,6 +101,9 @@ class StationClient:
         launched = self._launched or launch(self.plan)
         self._launched = None
         self._launcher = launched.process
+        pid = launched.process.pid
+        with contextlib.suppress(OSError):  # it has ended: that will be said
+            self.launcher = (pid, identity(pid)["start"])
         self._notes = launched.notes
         self._socket = launched.control
         return launched.control

@@ -131,6 +131,7 @@ class Survivor:
     def __init__(self, connection: socket.socket, pid: int) -> None:
         """Raises OSError: it has just ended."""
         self.connection = connection
+        self.pid = pid
         self.returncode = 0
         self._held = os.pidfd_open(pid)
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ms_enclave.spawner import keeping
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -70,7 +72,7 @@ def launch(plan: Mapping[str, Any]) -> Launched:
         program = str(package / "spawner" / whole["launcher"])
         words = [whole["launcher_python"], "-I", "-S", program]
         process = subprocess.Popen(
-            [*words, str(theirs.fileno()), str(document)],
+            [*words, str(theirs.fileno()), str(document), *_for_others(whole)],
             pass_fds=[theirs.fileno(), document],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -89,6 +91,13 @@ def launch(plan: Mapping[str, Any]) -> Launched:
     ours.setblocking(False)
     _open_sockets.add(ours)
     return Launched(ours, process, notes)
+
+
+def _for_others(plan: Mapping[str, Any]) -> list[str]:
+    """What a launcher's command line says to whoever looks for stations, and nobody else reads: who
+    has started it, and where its next owner finds it."""
+    owner = keeping.identity(os.getpid())
+    return [f"{owner['pid']}:{owner['start']}", *filter(None, [plan.get("keep")])]
 
 
 def take_over(connection: socket.socket, process: Survivor) -> Launched:
