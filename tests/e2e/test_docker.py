@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.abc
 import anyio.to_thread
 import pytest
 
@@ -27,12 +26,11 @@ from ms_enclave.errors import (
 )
 from ms_enclave.model import SandboxStatus, Verdict
 from tests.support.engine import IMAGE
+from tests.support.own_engine import distant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from anyio.abc import ByteStream
 
 pytestmark = pytest.mark.docker
 
@@ -288,28 +286,9 @@ async def test_calls_go_past_an_engine_of_this_machine() -> None:
 async def test_calls_go_through_an_engine_of_another_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def pass_on(source: ByteStream, target: ByteStream) -> None:
-        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            async for data in source:
-                await target.send(data)
-            await target.send_eof()
-
-    async def serve(client: ByteStream) -> None:
-        async with (
-            client,
-            await anyio.connect_unix("/var/run/docker.sock") as engine,
-            anyio.create_task_group() as both,
-        ):
-            both.start_soon(pass_on, client, engine)
-            both.start_soon(pass_on, engine, client)
-
-    async with (
-        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-        anyio.create_task_group() as group,
-    ):
-        group.start_soon(listener.serve, serve)
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{port}")
+    here = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    async with distant(here.removeprefix("unix://")) as url:
+        monkeypatch.setenv("DOCKER_HOST", url)
         async with DockerSandbox() as box:
             assert box.metadata["channel"] == "engine"
             assert await exec_in(box, "echo there") == "there\n"
@@ -317,7 +296,6 @@ async def test_calls_go_through_an_engine_of_another_machine(
             await anyio.to_thread.run_sync(docker, "kill", str(box.container.id))
             with pytest.raises(SandboxLostError, match="killed by somebody else"):
                 await box.execute_command("sleep 60")
-        group.cancel_scope.cancel()
 
 
 # --- nothing is left ---
@@ -372,6 +350,23 @@ async def test_a_loss_is_known_without_a_call() -> None:
         while box.status == SandboxStatus.RUNNING:
             await anyio.sleep(0.02)
     assert "killed by somebody else (signal 9)" in box.get_info().metadata["error"]
+    await box.stop()
+
+
+@pytest.mark.parametrize(("word", "reason"), [("pause", "paused"), ("kill", "killed")])
+async def test_a_call_ends_at_once_with_what_was_done_to_its_container(
+    word: str, reason: str
+) -> None:
+    box = DockerSandbox()
+    await box.start()
+    async with anyio.create_task_group() as group:
+
+        async def call() -> None:
+            with anyio.fail_after(20), pytest.raises(SandboxLostError, match=reason):
+                await box.execute_command("sleep 600")
+
+        group.start_soon(call)
+        await anyio.to_thread.run_sync(docker, word, str(box.container.id))
     await box.stop()
 
 

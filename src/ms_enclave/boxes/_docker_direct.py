@@ -121,21 +121,39 @@ async def reach(
         SandboxLostError: what answers is no guest.
         anyio.EndOfStream, anyio.BrokenResourceError: it has ended.
     """
-    finding = asyncio.ensure_future(find_pid())  # while it is on its way to its answer
+    asked = [asyncio.create_task(_read_number(attached)), asyncio.create_task(_ask(find_pid))]
     try:
-        words = b""
-        while len(words) < _DIGITS:
-            words += await attached.receive(_DIGITS - len(words))
-        if not words.isdigit():
-            raise SandboxLostError(f"It answered {words!r}, which is none of a guest's")
-        pid = await finding
+        await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        for task in asked:
+            if task.done():
+                task.result()  # or what kept one of them from having any
+        number, pid = [task.result() for task in asked]
     finally:
-        finding.cancel()
+        with anyio.CancelScope(shield=True):
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
     if pid <= 0:
         return None
     # Shielded, for what is taken must be known to somebody.
     with anyio.CancelScope(shield=True):
-        return await anyio.to_thread.run_sync(_take, pid, container, int(words), secret)
+        return await anyio.to_thread.run_sync(_take, pid, container, number, secret)
+
+
+async def _ask(find_pid: Callable[[], Awaitable[int]]) -> int:
+    try:
+        return await find_pid()
+    except SandboxLostError:
+        return 0  # what it has said itself is worth more
+
+
+async def _read_number(attached: ByteStream) -> int:
+    words = b""
+    while len(words) < _DIGITS:
+        words += await attached.receive(_DIGITS - len(words))
+    if not words.isdigit():
+        raise SandboxLostError(f"It answered {words!r}, which is none of a guest's")
+    return int(words)
 
 
 def belongs_to(groups: str, container: str) -> bool:

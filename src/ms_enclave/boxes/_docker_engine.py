@@ -48,14 +48,10 @@ __all__ = ["Attached", "Engine", "acquire", "engine", "release"]
 Container = Any
 """A container of `aiodocker`, whose methods are typed in part only."""
 
-_WORK_BOUND = 60.0
-"""Seconds that an engine may take to make or start a container; it may have fifty to do at once."""
-
-_LOOK_BOUND = 20.0
-"""The same where it only has to say something."""
-
-_UNDO_BOUND = 8.0
-"""The same for whoever is leaving: what is not done then is done later."""
+BOUNDS = {"work": 60.0, "look": 20.0, "greeting": 8.0, "undo": 8.0}
+"""Seconds that an engine may take: to make or start a container, of which it may have fifty to do
+at once; to say something; the same while a guest waits to be greeted; and to remove something,
+which is done later if it is not done then."""
 
 _LAST_WORDS = 0.2
 """Seconds that what a process has said may take to arrive after its end is known."""
@@ -82,11 +78,11 @@ class Engine:
         self.users = 0
         self.watch = Watch(self._events, self._states)
         """Tells what others do to our containers."""
-        self._debts = Debts(self.take, lambda: release(self))
+        self._debts = Debts()
 
-    def take(self) -> None:
-        """Keep it for one more user, who has to `release` it."""
-        self.users += 1
+    async def aclose(self) -> None:
+        """Close its connections, once nothing is owed any more."""
+        await self._debts.when_paid(self.docker.close)
 
     # --- a container's life ---
 
@@ -94,17 +90,17 @@ class Engine:
         """Make a container, not yet started. What becomes of it is known, or it is removed."""
         making = asyncio.create_task(self.docker.containers.create(document, name=name))
         try:
-            await asyncio.wait([making], timeout=_WORK_BOUND)
+            await asyncio.wait([making], timeout=BOUNDS["work"])
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([making], timeout=_UNDO_BOUND)
+                await asyncio.wait([making], timeout=BOUNDS["undo"])
                 await self._take_back(making, document)
             raise
         try:
             with _failures("create the sandbox", bound=None):
                 if making.done():
                     return making.result()
-                raise unreachable(f"it did not answer within {_WORK_BOUND:g} s")
+                raise _silent(BOUNDS["work"])
         except EngineUnavailableError:
             self._owe_removal(making, document)
             raise
@@ -131,7 +127,7 @@ class Engine:
 
     async def start(self, container: Container) -> None:
         """Start it."""
-        with _failures("start the sandbox", bound=_WORK_BOUND):
+        with _failures("start the sandbox", bound="work"):
             await container.start()
 
     async def attach(self, container: Container) -> Attached:
@@ -142,7 +138,8 @@ class Engine:
             return Attached(stream, lambda: self._first_process(container))
 
     async def _first_process(self, container: Container) -> int:
-        return int((await self.inspect(container))["State"].get("Pid") or 0)
+        with _failures("look at the sandbox", running=True, bound="greeting"):
+            return int((await self.inspect(container))["State"].get("Pid") or 0)
 
     async def inspect(self, container: Container) -> dict[str, Any]:
         """What the engine knows of it now."""
@@ -174,7 +171,7 @@ class Engine:
             await _open(stream)
 
         async def find_pid() -> int:
-            with _failures("look at a process of the sandbox", running=True):
+            with _failures("look at a process of the sandbox", running=True, bound="greeting"):
                 return int((await made.inspect()).get("Pid") or 0)
 
         return Attached(stream, find_pid)
@@ -186,7 +183,7 @@ class Engine:
         """
         self.watch.forget(container.id)
         try:
-            with _failures("remove the sandbox", running=True, bound=_UNDO_BOUND):
+            with _failures("remove the sandbox", running=True, bound="undo"):
                 await self._remove(container)
         except EngineUnavailableError:
             self._debts.owe(f"container {container.id}", lambda: self._remove_at_last(container))
@@ -216,7 +213,7 @@ class Engine:
     async def kill(self, container: Container) -> None:
         """Kill it and leave it there, stopped."""
         self.watch.forget(container.id)
-        with _failures("stop the sandbox", running=True, bound=_UNDO_BOUND):
+        with _failures("stop the sandbox", running=True, bound="undo"):
             try:
                 await container.kill()
             except aiodocker.DockerError as error:
@@ -304,18 +301,20 @@ async def _open(stream: Stream) -> None:
         raise
 
 
+def _silent(seconds: float) -> EngineUnavailableError:
+    return unreachable(f"it did not answer within {seconds:g} s")
+
+
 @contextmanager
-def _failures(
-    doing: str, *, running: bool = False, bound: float | None = _LOOK_BOUND
-) -> Generator[None]:
+def _failures(doing: str, *, running: bool = False, bound: str | None = "look") -> Generator[None]:
+    seconds = None if bound is None else BOUNDS[bound]
     try:
-        with nullcontext() if bound is None else anyio.fail_after(bound):
+        with nullcontext() if seconds is None else anyio.fail_after(seconds):
             yield
     except aiodocker.DockerError as error:
         raise explain(error.status, str(error.message), doing, running=running) from error
     except TimeoutError as error:
-        words = str(error) if bound is None else f"it did not answer within {bound:g} s"
-        raise unreachable(words) from error
+        raise (unreachable(str(error)) if seconds is None else _silent(seconds)) from error
     except (aiohttp.ClientError, OSError) as error:
         raise explain(UNREACHABLE, str(error) or type(error).__name__, doing) from error
 
@@ -448,16 +447,16 @@ async def acquire() -> Engine:
         engine = _engines.get(loop)
         if engine is None:
             engine = _engines[loop] = where()
-    engine.take()
+    engine.users += 1
     return engine
 
 
 async def release(engine: Engine) -> None:
-    """Let go of it; the last to do so closes its connections."""
+    """Let go of it; the last to do so closes its connections, once nothing is owed any more."""
     engine.users -= 1
     if engine.users == 0:
         _engines.pop(asyncio.get_running_loop(), None)
-        await engine.docker.close()
+        await engine.aclose()
 
 
 @asynccontextmanager
