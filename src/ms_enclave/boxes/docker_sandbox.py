@@ -10,7 +10,9 @@ import logging
 import math
 import secrets
 import time
+import weakref
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
@@ -104,6 +106,11 @@ class DockerSandbox(Sandbox):
     def container(self) -> Any:
         """The engine's container, while the sandbox runs."""
         return self._container
+
+    @cached_property
+    def _connections(self) -> weakref.WeakSet[GuestConnection]:
+        """What its guests are talked to over."""
+        return weakref.WeakSet()
 
     # --- its life ---
 
@@ -328,11 +335,14 @@ class DockerSandbox(Sandbox):
             self.metadata["channel"] = "engine" if served.process is None else "direct"
         elif served.process is not None:
             served.process.close()
+        self._connections.add(served.connection)
         return served.connection
 
     def _hear(self, reason: str) -> None:
         """What the engine tells of its container."""
         if self._status is SandboxStatus.RUNNING:
+            for connection in list(self._connections):  # else calls would try to tidy up
+                connection.give_up(reason)
             self._lost(reason)
         elif self._attached is not None:
             self._attached.expect_end()  # its own words say more of a start that failed

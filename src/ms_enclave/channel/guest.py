@@ -101,6 +101,10 @@ class GuestConnection(GuestPorts, GuestWatch):
         """Whether the connection has ended, for whatever reason."""
         return self._connection.is_lost
 
+    def give_up(self, reason: str) -> None:
+        """End all calls at once with SandboxLostError(reason): nobody is there to answer them."""
+        self._connection.fail(SandboxLostError(reason))
+
     async def aclose(self) -> None:
         """End the connection. The guest kills what it started and ends. May be called twice."""
         await self._connection.aclose()
