@@ -14,6 +14,7 @@ from tests.security.boxes import (
     NoLayersSandbox,
 )
 from tests.support import fusion, subprocess_box
+from tests.support.engine import WITHOUT_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cold",
     "Docker",
+    "DockerWithoutPython",
     "Landlock",
     "LandlockNoGroups",
     "NoGroups",
@@ -109,6 +111,12 @@ class Volcengine:
         with fusion.Service() as service:
             cls.config = {"base_url": service.url}
             yield
+
+
+class DockerWithoutPython(Docker):
+    """An image that has nothing but a static busybox: a Python is brought along."""
+
+    config: ClassVar[dict[str, Any]] = {"image": WITHOUT_PYTHON}
 
 
 needs_engine = pytest.mark.docker

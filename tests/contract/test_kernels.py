@@ -12,6 +12,7 @@ from ms_enclave.testing import KernelContract
 from tests.contract.boxes import (
     Cold,
     Docker,
+    DockerWithoutPython,
     Landlock,
     Process,
     Subprocess,
@@ -62,4 +63,9 @@ class TestLandlock(Landlock, KernelContract):
 
 @needs_engine
 class TestDocker(Docker, KernelContract):
+    pass
+
+
+@needs_engine
+class TestDockerWithoutPython(DockerWithoutPython, KernelContract):
     pass

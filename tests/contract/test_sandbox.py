@@ -20,6 +20,7 @@ from ms_enclave.testing import (
 from tests.contract.boxes import (
     Cold,
     Docker,
+    DockerWithoutPython,
     Landlock,
     LandlockNoGroups,
     NoGroups,
@@ -111,4 +112,14 @@ class TestDocker(Docker, SandboxContract):
 
 @needs_engine
 class TestDockerLife(Docker, SandboxLifeContract):
+    pass
+
+
+@needs_engine
+class TestDockerWithoutPython(DockerWithoutPython, SandboxContract):
+    pass
+
+
+@needs_engine
+class TestDockerWithoutPythonLife(DockerWithoutPython, SandboxLifeContract):
     pass

@@ -9,7 +9,15 @@ import pytest
 from ms_enclave.errors import CapabilityError
 from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.testing import ToolContract
-from tests.contract.boxes import Docker, Landlock, Process, Subprocess, needs_engine, needs_process
+from tests.contract.boxes import (
+    Docker,
+    DockerWithoutPython,
+    Landlock,
+    Process,
+    Subprocess,
+    needs_engine,
+    needs_process,
+)
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -248,4 +256,24 @@ class TestFilesInDocker(Docker, FileOperation):
 
 @needs_engine
 class TestMultiCodeInDocker(Docker, MultiCodeExecutor):
+    pass
+
+
+@needs_engine
+class TestPythonWithoutPython(DockerWithoutPython, PythonExecutor):
+    pass
+
+
+@needs_engine
+class TestShellWithoutPython(DockerWithoutPython, ShellExecutor):
+    pass
+
+
+@needs_engine
+class TestBackgroundWithoutPython(DockerWithoutPython, BackgroundCommand):
+    pass
+
+
+@needs_engine
+class TestFilesWithoutPython(DockerWithoutPython, FileOperation):
     pass

@@ -18,6 +18,7 @@ from tests.security.boxes import (
     NoGroupsSandbox,
     UnfilteredSandbox,
 )
+from tests.support.engine import WITHOUT_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,6 +105,11 @@ class TestDockerStrict(TestDocker):
         "first_process": "hidden_guest",
         "namespaces": "user_namespace",
     }
+
+
+@pytest.mark.docker
+class TestDockerWithoutPython(TestDocker):
+    config: ClassVar[dict[str, Any]] = {"image": WITHOUT_PYTHON}
 
 
 @pytest.mark.namespaces

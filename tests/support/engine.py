@@ -13,10 +13,11 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-__all__ = ["IMAGE", "docker_run", "why_no_engine"]
+__all__ = ["IMAGE", "WITHOUT_PYTHON", "docker_run", "why_no_engine"]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "python:3.11-slim"
+WITHOUT_PYTHON = "ms-enclave-test-busybox"
 _SITE, _CHECKOUT = "/opt/site", "/opt/checkout"
 
 
@@ -25,7 +26,7 @@ def why_no_engine() -> str | None:
     """What is missing for `docker_run`, and what to do; None where nothing is."""
     try:
         done = subprocess.run(
-            ["docker", "image", "inspect", IMAGE],
+            ["docker", "image", "inspect", IMAGE, WITHOUT_PYTHON],
             capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
     except FileNotFoundError:

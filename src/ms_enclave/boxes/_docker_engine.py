@@ -20,6 +20,7 @@ import aiohttp
 import anyio
 import anyio.to_thread
 from aiodocker.stream import Stream
+from aiodocker.volumes import DockerVolume
 from anyio.abc import ByteStream
 from typing_extensions import override
 from yarl import URL
@@ -261,6 +262,29 @@ class Engine:
             filters = json.dumps({"label": list(labels)})
             found = await self.docker.containers.list(all=True, filters=filters)
             return [one._container for one in found]
+
+    async def volumes(self, labels: Sequence[str]) -> list[dict[str, Any]]:
+        """The volumes with all these labels."""
+        with _failures("list its volumes"):
+            found = await self.docker.volumes.list(filters={"label": list(labels)})
+            return found.get("Volumes") or []
+
+    async def make_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make a volume; one of that name that is there stays as it is."""
+        with _failures("make a volume"):
+            await self.docker.volumes.create({"Name": name, "Labels": dict(labels)})
+
+    async def remove_volume(self, name: str) -> bool:
+        """Remove it, if it is there; False where a container has it."""
+        with _failures("remove a volume", bound=_UNDO_BOUND):
+            try:
+                await DockerVolume(self.docker, name).delete()
+            except aiodocker.DockerError as error:
+                if error.status == 409:
+                    return False
+                if error.status != 404:
+                    raise
+        return True
 
     def container(self, name: str) -> Container:
         """A container by its id or name, whether or not it is there."""

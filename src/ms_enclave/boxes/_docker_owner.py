@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["CREATED", "KEPT", "MANAGER", "SANDBOX", "is_gone", "labels"]
+__all__ = ["CREATED", "KEPT", "MANAGER", "PYTHON", "SANDBOX", "is_gone", "labels"]
 
-SANDBOX, MANAGER, CREATED, KEPT, _OWNER = (
-    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "kept", "owner")
+SANDBOX, MANAGER, CREATED, KEPT, PYTHON, _OWNER = (
+    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "kept", "python", "owner")
 )
 
 

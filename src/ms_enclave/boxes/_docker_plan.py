@@ -113,6 +113,7 @@ def plan_container(
     image_user: str = "",
     strict_user: int,
     folder_is_free: bool = True,
+    carried: tuple[str, str] | None = None,
 ) -> Plan:
     """What to ask an engine for.
 
@@ -120,6 +121,7 @@ def plan_container(
         image_user: who the image wants to be run as.
         strict_user: the number of the user that is only this sandbox's, for `hardening="strict"`.
         folder_is_free: whether the image has nothing where the working folder is to be.
+        carried: a volume with a Python, and the folder where it is to be seen.
 
     Raises:
         ConfigError: the config asks for what its hardening or its other fields rule out.
@@ -129,6 +131,8 @@ def plan_container(
     strict = config.hardening == "strict"
     user = f"{strict_user}:{strict_user}" if strict else _text(config.user)
     mounts = [_mount(source, options) for source, options in config.volumes.items()]
+    if carried is not None:
+        mounts.append(_carried_mount(*carried))
     tmpfs = dict(_STRICT_TMPFS) if strict else {}
     tmpfs.update(config.tmpfs)
     own_folder = folder_is_free and not _is_mounted(config, tmpfs)
@@ -276,6 +280,14 @@ def _mount(source: str, options: Mapping[str, str]) -> Document:
         "Target": options["bind"],
         "ReadOnly": options["mode"] == "ro",
     }
+
+
+def _carried_mount(volume: str, target: str) -> Document:
+    # Without a copy of what the image has there: a volume that is not there must not look like one.
+    return {
+        "Type": "volume", "Source": volume, "Target": target, "ReadOnly": True,
+        "VolumeOptions": {"NoCopy": True},
+    }  # fmt: skip
 
 
 def _bindings(place: Any) -> list[Document]:

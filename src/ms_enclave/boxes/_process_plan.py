@@ -116,7 +116,7 @@ class Starter:
 
     def row(self) -> dict[str, str]:
         """What to put in the program's place (`code`), so that it starts what it has covered."""
-        from ms_enclave.boxes._process_starter import starter  # seldom needed
+        from ms_enclave.boxes._starter import starter  # seldom needed
 
         code = starter(self.loader, (*self.words, COVERED))
         return {"program": self.program, "code": code.hex()}

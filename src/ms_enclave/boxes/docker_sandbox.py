@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_plan as plans
+from ms_enclave.boxes import _docker_python as carried
 from ms_enclave.boxes._diagnose import diagnose_by_starting
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.boxes.factory import register_sandbox
@@ -50,7 +51,11 @@ __all__ = ["DockerSandbox"]
 
 logger = logging.getLogger(__name__)
 
-_PYTHONS = ("python3", "python")
+_PYTHONS = ("python3", "python", carried.PYTHON, carried.PYTHON)
+"""What may serve, in the order of trying: the image's own, and one that is brought along. Twice,
+since somebody may have removed what was there a moment ago."""
+_working: dict[str, str] = {}
+"""By image, which of them does."""
 _STRICT_USERS = range(20_000, 60_000)
 _REASON_BOUND = 0.5
 """Seconds that an engine has to say why a container has ended."""
@@ -124,12 +129,7 @@ class DockerSandbox(Sandbox):
         image = await self._find_image(engine, config)
         plan = await self._make_container(engine, config, image, stack)
         self._capabilities = self.offers - (set() if config.network_enabled else {"network"})
-        try:
-            guest = await self._get_guest()
-        except SandboxLostError as error:
-            raise SandboxStartError(
-                error.message, remedy="use an image whose python3 is a working Python 3.8 or later"
-            ) from error
+        guest = await self._get_guest()
         runtime = await engine.runtime(self._container)
         self._isolation = plans.isolation_report(plan, runtime, "")
         if not plan.bounded_folder:
@@ -207,41 +207,76 @@ class DockerSandbox(Sandbox):
         self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any],
         stack: AsyncExitStack,
     ) -> plans.Plan:  # fmt: skip
-        """Make and start the container with the first Python that the image has."""
+        """Make and start the container with the first Python that works as its guest."""
         uid = secrets.choice([number for number in _STRICT_USERS if number not in _taken_users])
         _taken_users.add(uid)
         stack.callback(_taken_users.discard, uid)
         stack.push_async_callback(self._end_container, engine)
-        for python in _PYTHONS:
-            plan = await self._create(engine, config, image, uid, python)
-            container = self._container
-            attached = self._attached = await engine.attach(container)
-            stack.push_async_callback(attached.aclose)
-            self._secret = _load_guests().make(attached, is_here=engine.is_here)
-            engine.watch.follow(container.id, self._hear)
+        known = _working.get(str(image["Id"]))
+        words: list[str] = []
+        for python in _PYTHONS if known is None else (known, known):
+            volume = await self._carry(engine, config) if python == carried.PYTHON else None
+            plan = await self._create(engine, config, image, uid, python, volume)
             try:
-                await engine.start(container)
-            except SandboxStartError as error:
-                if not _is_missing(python, error):
+                await self._start_guest(engine, stack, python)
+            except (SandboxStartError, SandboxLostError) as error:
+                is_missing = isinstance(error, SandboxStartError)
+                if is_missing and not _is_missing(python, error):
                     raise
-                await engine.remove(container)
+                words.append(error.message)
+                await engine.remove(self._container)
+                if volume is not None and is_missing:
+                    await carried.forget(engine, volume)  # somebody has removed it
+                self._lost_reason = None  # of a container that was only tried
                 continue
-            self._python = python
+            _working[str(image["Id"])] = self._python = python
+            self.metadata["python"] = python
             return plan
+        _working.pop(str(image["Id"]), None)
         raise SandboxStartError(
-            f"The image {config.image} has no Python",
-            remedy="use an image with Python 3.8 or later",
+            f"No Python works in the image {config.image}: {words[0]}; {words[-1]}",
+            remedy="use an image whose python3 is a working Python 3.8 or later, or name such a "
+            "one as `python_image`",
+        )
+
+    async def _start_guest(self, engine: Engine, stack: AsyncExitStack, python: str) -> None:
+        """Start the container, and have its first process be a guest."""
+        container = self._container
+        self._python = python
+        attached = self._attached = await engine.attach(container)
+        stack.push_async_callback(attached.aclose)
+        self._secret = _load_guests().make(attached, is_here=engine.is_here)
+        engine.watch.follow(container.id, self._hear)
+        await engine.start(container)
+        await self._get_guest()
+
+    async def _carry(self, engine: Engine, config: DockerSandboxConfig) -> str:
+        """The volume with a Python for an image that has none that works."""
+        try:
+            pull = "missing" if config.pull == "always" else config.pull
+            wanted = config.model_copy(update={"image": config.python_image, "pull": pull})
+            donor = await self._find_image(engine, wanted)
+            labels = await self._labels()
+            return await carried.carry(engine, donor, labels)
+        except SandboxStartError as error:
+            raise SandboxStartError(
+                f"The image {config.image} has no Python that works, and there is none to give it: "
+                f"{error.message}",
+                remedy=error.remedy,
+            ) from error
+
+    async def _labels(self) -> dict[str, str]:
+        kept = not self._settings_of_docker.remove_on_exit
+        return await anyio.to_thread.run_sync(
+            lambda: owners.labels(self.id, self._owner, self.created_at, kept=kept)
         )
 
     async def _create(
         self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any], uid: int,
-        python: str,
+        python: str, volume: str | None,
     ) -> plans.Plan:  # fmt: skip
         place = (str(image["Id"]), config.working_dir)
-        kept = not config.remove_on_exit
-        labels = await anyio.to_thread.run_sync(
-            lambda: owners.labels(self.id, self._owner, self.created_at, kept=kept)
-        )
+        labels = await self._labels()
         own_user = _config_of(image).get("User") or ""
         while True:
             plan = plans.plan_container(
@@ -251,6 +286,7 @@ class DockerSandbox(Sandbox):
                 image_user=own_user,
                 strict_user=uid,
                 folder_is_free=_free_folders.get(place, True),
+                carried=None if volume is None else (volume, carried.FOLDER),
             )
             document = {**plan.document, "Entrypoint": loader.argv(python)}
             container = await engine.create(f"sandbox-{self.id}", document)

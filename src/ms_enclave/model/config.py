@@ -204,6 +204,8 @@ class DockerSandboxConfig(SandboxConfig):
     image: str = Field(default="python:3.11-slim", min_length=1)
     pull: Literal["never", "missing", "always"] = "missing"
     """When the image is fetched: not at all, where the engine lacks it, or at every start."""
+    python_image: str = Field(default="python:3.11-slim", min_length=1)
+    """Whose Python an image gets that has none of its own (or only one older than 3.8)."""
     pull_progress: bool = True
     """Whether the progress of fetching it is logged."""
     pull_progress_interval: float = Field(default=1.0, gt=0)

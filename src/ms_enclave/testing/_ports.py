@@ -87,19 +87,22 @@ for _ in range(4):  # until the queue of who was not taken yet is full
     except socket.timeout:
         break
     held.append(one)
-print(listening.getsockname()[1], flush=True)
+with open("port", "w") as file:
+    file.write(str(listening.getsockname()[1]))
 time.sleep(600)
 """
 
 
 @asynccontextmanager
-async def served(box: Sandbox, address: str = "127.0.0.1") -> AsyncGenerator[int, None]:
+async def served(
+    box: Sandbox, address: str = "127.0.0.1", code: str = _SERVER
+) -> AsyncGenerator[int, None]:
     """A server in the sandbox for the length of the block; gives its port."""
 
     async def serve() -> None:
         # The sandbox may be stopped or lost under it: that is what some tests are about.
         try:
-            await box.run_code(_SERVER, args=[address], timeout=100)
+            await box.run_code(code, args=[address], timeout=100)
         except (SandboxStateError, SandboxLostError):
             return
 
@@ -178,11 +181,7 @@ class PortsContract(SandboxSuite):
     async def test_one_that_takes_no_connection_is_waited_for_no_longer_than_asked(
         self, box: Sandbox
     ) -> None:
-        needs(box, "ports")
-        needs(box, "python")
-        command = await box.start_command(["python3", "-c", _FULL])
-        try:
-            port = int((await command.read(max_bytes=100, wait=20)).data)
+        async with served(box, code=_FULL) as port:
             with anyio.fail_after(20), pytest.raises(PortTimeoutError, match=str(port)) as caught:
                 await box.connect(port, timeout=0.3)
             assert (caught.value.port, caught.value.timeout) == (port, 0.3)
@@ -190,8 +189,6 @@ class PortsContract(SandboxSuite):
             assert port in [found.port for found in await box.list_ports()]
             with pytest.raises(ConfigError, match="timeout"):
                 await box.connect(port, timeout=0)
-        finally:
-            await command.kill()
 
     @pytest.mark.parametrize("port", [0, -1, 65536, True, "80"])
     async def test_what_is_no_port_is_not_asked_for(self, box: Sandbox, port: object) -> None:

@@ -72,7 +72,7 @@ class TerminalContract(SandboxSuite):
 
     async def test_another_size_is_seen_and_told(self, box: Sandbox) -> None:
         command = await box.start_command(
-            ["bash", "-c", "trap 'stty size' WINCH; echo ready; until [ -e enough ]; do sleep 0.02;"
+            ["sh", "-c", "trap 'stty size' WINCH; echo ready; until [ -e enough ]; do sleep 0.02;"
              " done; rm enough"],
             pty=(24, 80),
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ms_enclave.boxes._process_starter import MACHINES, starter
+from ms_enclave.boxes._starter import MACHINES, starter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,189 @@
+"""Images without a Python of their own: one is brought along on a volume, once for each engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from ms_enclave.boxes import DockerSandbox
+from ms_enclave.errors import SandboxStartError
+from tests.support.engine import IMAGE, WITHOUT_PYTHON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.docker
+
+PREFIX = "ms-enclave-python-"
+
+
+def docker(*words: str, stdin: bytes | None = None) -> str:
+    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+def volumes() -> set[str]:
+    return set(docker("volume", "ls", "-q", "--filter", "label=ms-enclave.python").split())
+
+
+def remove_volumes() -> None:
+    """Those that no sandbox has now; a sandbox that is started later makes a new one."""
+    for name in volumes():
+        subprocess.run(["docker", "volume", "rm", name], capture_output=True, check=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    def fillers() -> str:
+        return docker("ps", "-aq", "--filter", f"name={PREFIX}")
+
+    assert fillers() == ""
+    yield
+    assert fillers() == ""
+    names = volumes()
+    assert {name for name in names if not name.endswith("-complete")} == {
+        name.removesuffix("-complete") for name in names if name.endswith("-complete")
+    }
+
+
+@pytest.fixture
+def image(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The base image with its Python replaced by what a test says."""
+    name = f"ms-enclave-python-test-{os.getpid()}"
+    text = f"FROM {IMAGE}\nRUN rm -f /usr/local/bin/python* && {request.param}\n"
+    subprocess.run(
+        ["docker", "build", "-q", "-t", name, "-"],
+        input=text.encode(), capture_output=True, check=True,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+    )  # fmt: skip
+    yield name
+    docker("rmi", "-f", name)
+
+
+NO_PYTHON_TO_DAY = (
+    "printf '#!/bin/sh\\necho no python to-day >&2\\n' >/usr/local/bin/python3"
+    " && chmod +x /usr/local/bin/python3"
+)
+TOO_OLD = (
+    "printf '#!/bin/sh\\necho Python 3.8 or later is needed >&2; exit 86\\n'"
+    " >/usr/local/bin/python3 && chmod +x /usr/local/bin/python3"
+)
+
+
+@pytest.mark.parametrize("image", [NO_PYTHON_TO_DAY, TOO_OLD], indirect=True)
+async def test_a_python_that_does_not_work_gives_way(image: str) -> None:
+    async with DockerSandbox({"image": image}) as box:
+        assert (await box.run_code("print(6 * 7)")).stdout == "42\n"
+        assert box.metadata["python"] == "/.ms-enclave/bin/python3"
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"hardening": "strict"}, {"user": "nobody"}, {"read_only": True}]
+)
+async def test_everything_works_where_there_is_nothing_but_a_static_program(
+    config: dict[str, Any],
+) -> None:
+    async with DockerSandbox({"image": WITHOUT_PYTHON, **config}) as box:
+        code = "import sys, ssl, sqlite3, ctypes, subprocess; print(subprocess.run("
+        code += "[sys.executable, '-c', 'print(6 * 7)'], capture_output=True).stdout)"
+        assert (await box.run_code(code)).stdout == "b'42\\n'\n"
+        kernel = await box.kernel()
+        await kernel.run("x = 41")
+        assert (await kernel.run("x + 1")).result == {"text/plain": "42"}
+        assert (await box.execute_command("echo $0; cat /etc/hostname >&2")).exit_code == 0
+        denied = await box.execute_command("echo x >/.ms-enclave/bin/python3")
+        assert denied.exit_code != 0
+
+
+async def test_what_another_user_asks_for_is_served_by_the_same() -> None:
+    async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+        await box.files.as_user("nobody").write("/tmp/theirs", "x")
+        assert (await box.execute_command("stat -c %U /tmp/theirs")).stdout == "nobody\n"
+
+
+async def test_no_variable_and_no_file_of_ours_reaches_programs() -> None:
+    async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+        shown = (await box.execute_command("env; command -v python3")).stdout
+        assert "LD_" not in shown
+        assert "PYTHON" not in shown
+        assert ".ms-enclave" not in shown
+
+
+async def test_without_a_donor_it_is_said_what_to_do() -> None:
+    config = {"image": WITHOUT_PYTHON, "python_image": "ms-enclave-no-such", "pull": "never"}
+    with pytest.raises(SandboxStartError, match="No such image: ms-enclave-no-such") as caught:
+        await DockerSandbox(config).start()
+    assert WITHOUT_PYTHON in caught.value.message
+    assert "pull" in (caught.value.remedy or "")
+
+
+async def test_a_donor_without_python_is_refused_in_the_engines_words() -> None:
+    config = {"image": WITHOUT_PYTHON, "python_image": WITHOUT_PYTHON}
+    with pytest.raises(SandboxStartError, match="python3"):
+        await DockerSandbox(config).start()
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4, 0.8])
+async def test_a_start_that_is_cancelled_while_it_is_made_leaves_nothing(seconds: float) -> None:
+    remove_volumes()
+    box = DockerSandbox({"image": WITHOUT_PYTHON})
+    with anyio.move_on_after(seconds):
+        await box.start()
+    await box.stop()
+
+
+async def test_what_was_not_finished_is_not_used() -> None:
+    remove_volumes()
+    donor = docker("image", "inspect", IMAGE, "--format", "{{.Id}}")
+    label = f"ms-enclave.python={donor}/{await layout()}"
+    half = f"{PREFIX}half-{os.getpid()}"
+    docker("volume", "create", "--label", label, half)
+    try:
+        async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+            assert (await box.run_code("print(1)")).stdout == "1\n"
+    finally:
+        docker("volume", "rm", half)
+
+
+async def layout() -> str:
+    from ms_enclave.boxes import _docker_python
+
+    return _docker_python.LAYOUT
+
+
+async def test_one_that_somebody_removed_is_made_anew() -> None:
+    async with DockerSandbox({"image": WITHOUT_PYTHON}):
+        pass
+    remove_volumes()
+    async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+        assert (await box.run_code("print(1)")).stdout == "1\n"
+
+
+async def test_many_that_are_the_first_share_one() -> None:
+    remove_volumes()
+    outputs: list[str] = []
+
+    async def use() -> None:
+        async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+            outputs.append((await box.run_code("print(1)")).stdout)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(use)
+    assert outputs == ["1\n"] * 4
+    assert len(volumes()) == 2
+
+
+async def test_it_is_shown_and_removed_as_what_is_kept() -> None:
+    async with DockerSandbox({"image": WITHOUT_PYTHON}):
+        found = await DockerSandbox.find_all()
+        [row] = [one for one in found if one.state == "cache"]
+        assert (row.kept, row.id) == (True, "python")
+        await DockerSandbox.remove_found([row])  # a sandbox has it: it stays
+        assert len(volumes()) == 2
+    await DockerSandbox.remove_found([row])
+    assert volumes() == set()
