@@ -66,14 +66,16 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def bench(*words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+def bench(
+    *words: str, before: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", f"{before}\n{RUN}", "bench", *words],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100", **(env or {})},
     )
 
 
@@ -99,6 +101,39 @@ def test_two_rows_are_measured_beside_a_clean_python_and_told_as_json(tmp_path: 
     assert data["machine"]["kernel"] == os.uname().release
     assert plot.read_text().startswith("<svg")
     assert len(data["left_out"]) <= 4
+
+
+def test_rows_of_containers_are_not_there_without_an_engine() -> None:
+    nowhere = {"DOCKER_HOST": "unix:///nowhere.sock"}
+    done = bench("--quick", "--rounds", "1", "--only", "docker", "--json", env=nowhere)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert [row["series"] for row in data["rows"]] == [[]]
+    assert any("docker sandboxes: no engine" in note for note in data["left_out"])
+    assert data["failed"] == {}
+
+
+@pytest.mark.docker
+def test_containers_are_measured_beside_the_engines_own_client(tmp_path: Path) -> None:
+    python = tmp_path / "ms-enclave/bench-rivals/llm-sandbox/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 'it wants another engine' >&2\nexit 1\n")
+    python.chmod(0o755)
+    only = [word for name in ("docker", "docker-true") for word in ("--only", name)]
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = bench("--quick", "--rounds", "1", *only, "--json", env=cache)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["failed"] == {}
+    names = [series["name"] for row in data["rows"] for series in row["series"]]
+    assert names == [
+        "docker: print(1) from nothing", "docker run",
+        "docker: true in a running sandbox", "docker exec",
+    ]  # fmt: skip
+    (said,) = [note for note in data["left_out"] if "another engine" in note]
+    assert said.startswith("llm-sandbox: does not work here")
+    left = ["docker", "ps", "-aq", "--filter", "label=ms-enclave-bench"]
+    assert subprocess.run(left, capture_output=True, check=True).stdout == b""
 
 
 @pytest.mark.parametrize(("words", "status"), [([], 1), (["--slack", "2"], 0)])

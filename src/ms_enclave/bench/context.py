@@ -18,6 +18,7 @@ from ms_enclave.manager.local_manager import LocalSandboxManager
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from ms_enclave.bench.containers import Engine
     from ms_enclave.boxes.base import Sandbox
     from ms_enclave.model import CommandResult
 
@@ -43,11 +44,13 @@ class Scale:
     made: int
     streamed: int = 1024
     """MiB."""
+    containers: int = 20
+    """At once."""
 
 
 DEFAULT = Scale(5, 20, 3, 60, 5, 120, 6, 500, 1000, 1000)
 QUICK = Scale(2, 8, 1, 25, 2, 50, 3, 200, 400, 300, streamed=256)
-WARM_UP = Scale(1, 2, 1, 4, 1, 5, 1, 5, 10, 20, streamed=16)
+WARM_UP = Scale(1, 2, 1, 4, 1, 5, 1, 5, 10, 20, streamed=16, containers=2)
 
 
 @dataclass
@@ -74,6 +77,8 @@ class Context:
     """By the modules that they have loaded."""
     floor: floor.Floor | None
     scale: Scale
+    engine: Engine | None = None
+    """Where containers are made, if rows of containers are measured."""
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def plain(self, code: str) -> dict[str, list[str]]:
@@ -102,7 +107,7 @@ class _Servers(dict[tuple[str, ...], programs.ForkServer]):
 
 @asynccontextmanager
 async def open_context(
-    scale: Scale, note: Callable[[str], object]
+    scale: Scale, note: Callable[[str], object], engine: Engine | None = None
 ) -> AsyncGenerator[Context, None]:
     """Start everything, for the length of a block; `note` hears of what is left out.
 
@@ -123,6 +128,7 @@ async def open_context(
             servers=servers,
             floor=await _floor(sandbox, folder, note),
             scale=scale,
+            engine=engine,
         )
 
 

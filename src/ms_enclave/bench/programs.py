@@ -30,6 +30,7 @@ __all__ = [
     "ForkServer",
     "Other",
     "clean",
+    "find_image",
     "find_others",
     "fork_server",
     "hooks_of",
@@ -232,7 +233,12 @@ def _bwrap(python: str) -> tuple[str, ...]:
 
 
 def _docker() -> tuple[str, ...] | None:
-    """With the first image of Python that is already there; nothing is fetched."""
+    image = find_image()
+    return None if image is None else ("run", "--rm", "--network", "none", image, "python")
+
+
+def find_image() -> str | None:
+    """The first image of Python that an engine here has already; nothing is fetched."""
     docker = shutil.which("docker")
     if docker is None:
         return None
@@ -248,7 +254,7 @@ def _docker() -> tuple[str, ...] | None:
         return None
     names = listed.stdout.split()
     images = sorted(name for name in names if name.rpartition("/")[2].startswith("python:"))
-    return ("run", "--rm", "--network", "none", images[0], "python") if images else None
+    return images[0] if images else None
 
 
 # --- the same without walls ---------------------------------------------------------------------

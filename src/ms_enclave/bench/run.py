@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ms_enclave.bench import containers
 from ms_enclave.bench.context import WARM_UP, Round, open_context
 from ms_enclave.bench.figures import Line, Series, lines_of
 
@@ -65,14 +69,22 @@ async def measure(
     """
     measured = Measured(list(rows), scale)
     ready = [row for row in rows if _has_what_it_needs(row, measured)]
-    steps = [
-        (number, row)
-        for number in range(scale.rounds + 1)
-        for row in ready
-        if number <= 1 or not row.once
-    ]
-    told("starting", 0, len(steps))
-    async with open_context(scale, measured.notes.append) as context:
+    async with AsyncExitStack() as stack:
+        engine = None
+        if any(row.engine for row in ready):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="enclave-bench-"))
+            engine = containers.find(Path(folder), measured.notes.append)
+        ready = [row for row in ready if engine is not None or not row.engine]
+        steps = [
+            (number, row)
+            for number in range(scale.rounds + 1)
+            for row in ready
+            if number <= 1 or not row.once
+        ]
+        told("starting", 0, len(steps))
+        context = await stack.enter_async_context(
+            open_context(scale, measured.notes.append, engine)
+        )
         measured.environment = context.environment
         for done, (number, row) in enumerate(steps):
             told(row.name if number else f"{row.name} (warming up)", done, len(steps))

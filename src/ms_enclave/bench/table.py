@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import kernels, measures, streams
+from ms_enclave.bench import containers, kernels, measures, rivals, streams
 from ms_enclave.bench.figures import Figure, Promise
 from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROWS", "Row"]
 
+_RIVALS = (rivals.LLM_SANDBOX, rivals.OLDER)
 _OTHERS = (BARE, SERVER, BWRAP, SANDLOCK, DOCKER)
 
 
@@ -33,6 +34,8 @@ class Row:
     """Modules without which it is left out."""
     once: bool = False
     """Whether one round is enough, because each is long."""
+    engine: bool = False
+    """Whether it takes an engine of containers."""
 
 
 ROWS = (
@@ -148,6 +151,33 @@ ROWS = (
         ),
         streams.streams,
         (streams.LOOPBACK,),
+    ),
+    Row(
+        "docker",
+        (Figure(containers.START, promises=(Promise(1.1, containers.ENGINES_RUN),)),),
+        containers.starts,
+        _RIVALS,
+        engine=True,
+    ),
+    Row(
+        "docker-true",
+        (Figure(containers.TRUE, promises=(Promise(5),)),),
+        containers.true,
+        (containers.ENGINES_EXEC, *_RIVALS),
+        engine=True,
+    ),
+    Row(
+        "docker-stop",
+        (Figure(containers.STOP, promises=(Promise(1.2, containers.ENGINES_RM),)),),
+        containers.stops,
+        _RIVALS,
+        engine=True,
+    ),
+    Row(
+        "docker-crowd",
+        (Figure(containers.CROWD, promises=(Promise(1.0, containers.ENGINES_CROWD),)),),
+        containers.crowd,
+        engine=True,
     ),
     Row(
         "import",

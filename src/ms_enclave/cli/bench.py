@@ -42,6 +42,14 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Half a minute: fewer and smaller rounds.")
     ] = False,
+    rivals: Annotated[
+        bool,
+        typer.Option(
+            "--rivals",
+            help="Install other libraries that do this over Docker, each into an environment of "
+            "its own, and measure them beside us.",
+        ),
+    ] = False,
 ) -> None:
     """Measure what is promised about speed and size, each beside what you would do instead.
 
@@ -53,6 +61,10 @@ def bench(
     from ms_enclave.bench import machine, report
 
     rows = _choose(only or [])
+    if rivals:
+        from ms_enclave.bench.rivals import make
+
+        make(lambda text: typer.echo(text, err=True))
     facts = machine.look()
     measured = _measure(rows, _scale(rounds, quick), slack if check else None)
     if json:
