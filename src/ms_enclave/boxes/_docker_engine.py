@@ -276,7 +276,7 @@ class Engine:
 
     async def remove_volume(self, name: str) -> bool:
         """Remove it, if it is there; False where a container has it."""
-        with _failures("remove a volume", bound=_UNDO_BOUND):
+        with _failures("remove a volume", bound="undo"):
             try:
                 await DockerVolume(self.docker, name).delete()
             except aiodocker.DockerError as error:
