@@ -159,6 +159,7 @@ SPECS = (
                 "get_execution_context",
                 "find_all",
                 "remove_found",
+                "clear_cache",
             }
         ),
     ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ms_enclave.testing import SandboxManagerContract
 from tests.contract.boxes import (
     Docker,
+    DockerWithoutPython,
     Landlock,
     Process,
     Subprocess,
@@ -43,6 +44,11 @@ class TestLocalOverDocker(Docker, Local):
     async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
         # `auto` prefers what is quicker.
         return await run_in_type("docker", manager, code, **options)
+
+
+@needs_engine
+class TestLocalOverDockerWithoutPython(DockerWithoutPython, TestLocalOverDocker):
+    pass
 
 
 class TestVolcengine(Volcengine, SandboxManagerContract):

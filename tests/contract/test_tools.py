@@ -159,11 +159,11 @@ class MultiCodeExecutor(ToolContract):
     tool_name = "multi_code_executor"
     works: ClassVar[dict[str, Any]] = {"language": "bash", "code": "echo 1"}
     wrong: ClassVar[dict[str, Any]] = {"language": 5, "code": "echo 1"}
+    makes: ClassVar[str] = "mkdir -p a/b && touch a/b/c && id -u"
 
     async def test_what_another_user_made_is_removed(self, fresh: Sandbox) -> None:
         await skip_without_users(fresh)
-        code = "mkdir -p a/b && touch a/b/c && id -u"
-        parameters = {**self.works, "code": code, "user": SOMEBODY}
+        parameters = {**self.works, "code": self.makes, "user": SOMEBODY}
         result = await fresh.execute_tool(self.tool_name, parameters)
         assert result.output.strip() == SOMEBODY, result.error
         assert await fresh.files.list(".") == []
@@ -277,3 +277,13 @@ class TestBackgroundWithoutPython(DockerWithoutPython, BackgroundCommand):
 @needs_engine
 class TestFilesWithoutPython(DockerWithoutPython, FileOperation):
     pass
+
+
+@needs_engine
+class TestMultiCodeWithoutPython(DockerWithoutPython, MultiCodeExecutor):
+    """Of the languages it has only the one that was brought along."""
+
+    works: ClassVar[dict[str, Any]] = {"language": "python", "code": "print(1)"}
+    makes: ClassVar[str] = (
+        "import os; os.makedirs('a/b'); open('a/b/c', 'w').close(); print(os.getuid())"
+    )

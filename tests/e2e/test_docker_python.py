@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ms_enclave.boxes import DockerSandbox
+from ms_enclave.boxes import _docker_found as found
+from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.errors import SandboxStartError
 from tests.support.engine import IMAGE, WITHOUT_PYTHON
 
@@ -28,6 +33,12 @@ def docker(*words: str, stdin: bytes | None = None) -> str:
 
 def volumes() -> set[str]:
     return set(docker("volume", "ls", "-q", "--filter", "label=ms-enclave.python").split())
+
+
+def enclave(*words: str) -> str:
+    code = "from ms_enclave.cli import run_cmd; run_cmd()"
+    program = [sys.executable, "-c", code, *words]
+    return subprocess.run(program, capture_output=True, check=True, text=True, timeout=60).stdout
 
 
 def remove_volumes() -> None:
@@ -178,12 +189,58 @@ async def test_many_that_are_the_first_share_one() -> None:
     assert len(volumes()) == 2
 
 
-async def test_it_is_shown_and_removed_as_what_is_kept() -> None:
-    async with DockerSandbox({"image": WITHOUT_PYTHON}):
-        found = await DockerSandbox.find_all()
-        [row] = [one for one in found if one.state == "cache"]
-        assert (row.kept, row.id) == (True, "python")
-        await DockerSandbox.remove_found([row])  # a sandbox has it: it stays
+async def test_it_is_no_sandbox_and_is_cleared_only_when_none_has_it() -> None:
+    remove_volumes()
+    async with DockerSandbox({"image": WITHOUT_PYTHON}) as box:
+        assert [one.id for one in await DockerSandbox.find_all()].count(box.id) == 1
+        assert all(not one.place.startswith(PREFIX) for one in await DockerSandbox.find_all())
+        assert await DockerSandbox.clear_cache() == []
         assert len(volumes()) == 2
-    await DockerSandbox.remove_found([row])
+    [words] = await DockerSandbox.clear_cache(dry_run=True)
+    assert len(volumes()) == 2
+    assert await DockerSandbox.clear_cache() == [words]
     assert volumes() == set()
+
+
+def test_clean_takes_it_only_where_everything_is_meant() -> None:
+    async def use() -> None:
+        async with DockerSandbox({"image": WITHOUT_PYTHON}):
+            pass
+
+    anyio.run(use)
+    kept = volumes()
+    assert len(kept) == 2
+    assert "a Python" not in enclave("clean")
+    assert "would remove docker volume" in enclave("clean", "--all", "--dry-run")
+    assert volumes() == kept
+    assert "(a Python for images without)" in enclave("clean", "--all")
+    assert volumes() == set()
+
+
+async def test_what_a_killed_owner_had_begun_is_swept() -> None:
+    now = datetime.now(timezone.utc)
+    given = await anyio.to_thread.run_sync(owners.labels, "x", "m", now)
+    label = "ms-enclave.owner"
+    gone = f"{given[label].rpartition(':')[0]}:1"  # our number, but of who began long before
+    kind = f"{owners.PYTHON}=sha256:none/0"
+    half, ours = f"{PREFIX}half-{os.getpid()}", f"{PREFIX}ours-{os.getpid()}"
+    docker("volume", "create", "--label", kind, "--label", f"{label}={gone}", half)
+    docker("volume", "create", "--label", kind, "--label", f"{label}={given[label]}", ours)
+    try:
+        async with found.engine() as engine:
+            await found.sweep("docker", engine)
+        assert half not in volumes()
+        assert ours in volumes()
+    finally:
+        docker("volume", "rm", "-f", ours)
+
+
+async def test_a_python_that_something_else_has_ended_is_not_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its image's packages would be gone without a word."""
+    with pytest.raises(SandboxStartError, match="memory was used up"):
+        await DockerSandbox({"memory_limit": "6m"}).start()
+    async with DockerSandbox() as box:
+        assert box.metadata["python"] == "python3"
+    assert "taking a Python" not in caplog.text

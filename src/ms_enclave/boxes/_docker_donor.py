@@ -47,7 +47,6 @@ def main(folder: str, starter: str) -> None:
         file.write(bytes.fromhex(starter))
     for path in ("so/python3", "so/program", "bin/python3", "."):
         _open_to_all(os.path.join(folder, path))
-    os.sync()
     os.write(1, b"complete\n")
 
 

@@ -28,7 +28,7 @@ from yarl import URL
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
-from ms_enclave.boxes._docker_watch import ACTIONS, Watch
+from ms_enclave.boxes._docker_watch import ACTIONS, ENDED, Watch
 from ms_enclave.errors import EnclaveError, EngineUnavailableError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_plan import Document
 
-__all__ = ["Attached", "Engine", "acquire", "engine", "release"]
+__all__ = ["ENDED", "Attached", "Engine", "acquire", "engine", "release"]
 
 Container = Any
 """A container of `aiodocker`, whose methods are typed in part only."""
@@ -259,9 +259,17 @@ class Engine:
     async def list(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """The containers with all these labels, those that do not run too."""
         with _failures("list the sandboxes"):
-            filters = json.dumps({"label": list(labels)})
-            found = await self.docker.containers.list(all=True, filters=filters)
-            return [one._container for one in found]
+            return await self._rows({"label": list(labels)})
+
+    async def users_of(self, volume: str) -> list[dict[str, Any]]:
+        """The containers that have a volume, those that do not run too."""
+        with _failures("list its containers"):
+            return await self._rows({"volume": [volume]})
+
+    async def _rows(self, filters: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        words = json.dumps({name: list(values) for name, values in filters.items()})
+        found = await self.docker.containers.list(all=True, filters=words)
+        return [one._container for one in found]
 
     async def volumes(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """The volumes with all these labels."""
@@ -275,15 +283,29 @@ class Engine:
             await self.docker.volumes.create({"Name": name, "Labels": dict(labels)})
 
     async def remove_volume(self, name: str) -> bool:
-        """Remove it, if it is there; False where a container has it."""
-        with _failures("remove a volume", bound="undo"):
-            try:
-                await DockerVolume(self.docker, name).delete()
-            except aiodocker.DockerError as error:
-                if error.status == 409:
-                    return False
-                if error.status != 404:
-                    raise
+        """Remove it, if it is there; False where a container has it.
+
+        Where the engine does not answer, that is an error, and it is done when it does.
+        """
+        try:
+            with _failures("remove a volume", bound="undo"):
+                return await self._remove_volume(name)
+        except EngineUnavailableError:
+            self._debts.owe(f"volume {name}", lambda: self._remove_volume_at_last(name))
+            raise
+
+    async def _remove_volume_at_last(self, name: str) -> None:
+        with _failures("remove a volume", bound=None):
+            await self._remove_volume(name)
+
+    async def _remove_volume(self, name: str) -> bool:
+        try:
+            await DockerVolume(self.docker, name).delete()
+        except aiodocker.DockerError as error:
+            if error.status == 409:
+                return False
+            if error.status != 404:
+                raise
         return True
 
     def container(self, name: str) -> Container:

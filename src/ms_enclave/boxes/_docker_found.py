@@ -1,6 +1,7 @@
 """What an engine has of ours: whose it is, and removing what nobody has.
 
-Containers, and the volumes with a Python for images without (`_docker_python`), which are kept.
+Containers, which are sandboxes, and the volumes with a Python for images without
+(`_docker_python`), which are kept for later ones.
 """
 
 from __future__ import annotations
@@ -19,50 +20,50 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_engine import Engine
 
-__all__ = ["CACHE", "find", "remove", "sweep"]
-
-CACHE = "cache"
-"""The state of what is no sandbox, and kept for later ones."""
+__all__ = ["clear", "find", "remove", "sweep"]
 
 
 async def find(sandbox_type: str, found_by: Engine) -> list[FoundSandbox]:
     """All of them, oldest first."""
     rows = await found_by.list([owners.SANDBOX])
-    volumes = await found_by.volumes([owners.PYTHON])
-    names = {str(row["Name"]) for row in volumes}
-
-    def judge() -> list[FoundSandbox]:  # looks at processes, which are files
-        found = [_found(sandbox_type, row) for row in rows]
-        return found + [
-            _found_volume(sandbox_type, row, is_whole=carried.marker(str(row["Name"])) in names)
-            for row in volumes
-            if not carried.is_marker(str(row["Name"]))
-        ]
-
-    found = await anyio.to_thread.run_sync(judge)
+    found = await anyio.to_thread.run_sync(lambda: [_found(sandbox_type, row) for row in rows])
     return sorted(found, key=lambda one: one.created)
 
 
 async def remove(found: Iterable[FoundSandbox]) -> None:
-    """Remove containers, running ones too, and volumes that no container has."""
+    """Remove containers, running ones too."""
     async with engine() as remover:
-        for one in sorted(found, key=lambda one: one.state == CACHE):
-            await _remove(remover, one)
-
-
-async def _remove(remover: Engine, one: FoundSandbox) -> None:
-    if one.state != CACHE:
-        await remover.remove(remover.container(one.place))
-    elif await remover.remove_volume(one.place):
-        await remover.remove_volume(carried.marker(one.place))
+        for one in found:
+            await remover.remove(remover.container(one.place))
 
 
 async def sweep(sandbox_type: str, sweeper: Engine) -> None:
     """Remove what an owner that was killed has left: containers that never ran, since those that
-    ran end by themselves, and volumes that were being filled."""
+    ran end by themselves, and volumes that it had begun to fill."""
     for one in await find(sandbox_type, sweeper):
         if one.owner == "gone" and not one.kept:
-            await _remove(sweeper, one)
+            await sweeper.remove(sweeper.container(one.place))
+    rows = await sweeper.volumes([owners.PYTHON])
+    for name in await anyio.to_thread.run_sync(carried.abandoned, rows):
+        await sweeper.remove_volume(name)
+
+
+async def clear(clearer: Engine, *, dry_run: bool) -> list[str]:
+    """Remove what is kept for later sandboxes and no container has; gives what it is called."""
+    rows = await clearer.volumes([owners.PYTHON])
+    cleared: list[str] = []
+    for name in carried.complete(rows):
+        if await clearer.users_of(name):
+            continue
+        # The word that it is complete goes first: half of it is of no use.
+        if dry_run or (await _discard(clearer, name)):
+            cleared.append(f"volume {name} (a Python for images without)")
+    return cleared
+
+
+async def _discard(clearer: Engine, name: str) -> bool:
+    await clearer.remove_volume(carried.marker(name))
+    return await clearer.remove_volume(name)
 
 
 def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
@@ -77,19 +78,4 @@ def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
         manager=labels.get(owners.MANAGER, ""),
         owner="unknown" if gone is None else "gone" if gone else "alive",
         kept=owners.KEPT in labels,
-    )
-
-
-def _found_volume(sandbox_type: str, row: dict[str, Any], *, is_whole: bool) -> FoundSandbox:
-    labels = cast("dict[str, str]", row.get("Labels") or {})
-    gone = owners.is_gone(labels)
-    return FoundSandbox(
-        sandbox_type=sandbox_type,
-        id="python",
-        place=str(row["Name"]),
-        state=CACHE,
-        created=labels.get(owners.CREATED, ""),
-        manager=labels.get(owners.MANAGER, ""),
-        owner="unknown" if gone is None else "gone" if gone else "alive",
-        kept=is_whole,
     )

@@ -22,11 +22,20 @@ from ms_enclave.boxes._starter import MACHINES, starter
 from ms_enclave.errors import EnclaveError, SandboxStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ms_enclave.boxes._docker_engine import Engine
 
-__all__ = ["FOLDER", "LAYOUT", "PYTHON", "carry", "forget", "is_marker", "marker"]
+__all__ = [
+    "FOLDER",
+    "LAYOUT",
+    "PYTHON",
+    "abandoned",
+    "carry",
+    "complete",
+    "forget",
+    "marker",
+]
 
 FOLDER = "/.ms-enclave"
 """Where the volume is, in a container."""
@@ -38,7 +47,6 @@ _PREFIX = "ms-enclave-python-"
 _COMPLETE = "-complete"
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _FILL_BOUND = 300.0
-_UNDO_BOUND = 30.0
 _WORDS = 2000
 
 logger = logging.getLogger(__name__)
@@ -90,15 +98,25 @@ def marker(name: str) -> str:
     return name + _COMPLETE
 
 
-def is_marker(name: str) -> bool:
-    """Whether a volume only says that of another."""
-    return name.endswith(_COMPLETE)
+def complete(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Which volumes of these are complete, by what the engine knows of all there are."""
+    names = {str(row["Name"]) for row in rows}
+    return sorted(name for name in names if marker(name) in names)
+
+
+def abandoned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which are not, and never will be: whoever was to fill them has ended. Looks at processes."""
+    whole = complete(rows)
+    kept = {*whole, *map(marker, whole)}
+    return [
+        str(row["Name"])
+        for row in rows
+        if str(row["Name"]) not in kept and owners.is_gone(row.get("Labels") or {})
+    ]
 
 
 async def _find(engine: Engine, kind: str) -> str | None:
-    rows = await engine.volumes([f"{owners.PYTHON}={kind}"])
-    names = {str(row["Name"]) for row in rows}
-    return next((name for name in sorted(names) if marker(name) in names), None)
+    return next(iter(complete(await engine.volumes([f"{owners.PYTHON}={kind}"]))), None)
 
 
 async def _make(
@@ -114,18 +132,23 @@ async def _make(
             remedy="use an image that has Python 3.8 or later",
         )
     logger.info("taking a Python from %s for images that have none", image)
-    own = {**labels, owners.PYTHON: kind}
-    own.pop(owners.SANDBOX, None)
+    given = {label: value for label, value in labels.items() if label != owners.KEPT}
+    own = {label: value for label, value in given.items() if label != owners.SANDBOX}
+    own[owners.PYTHON] = kind
     try:
-        await engine.make_volume(name, own)
-        _check(image, await _fill(engine, str(donor["Id"]), name, labels, machine))
-        await engine.make_volume(marker(name), own)
+        # Shielded, for an engine would go on with what nobody waits for any more.
+        with anyio.CancelScope(shield=True):
+            await engine.make_volume(name, own)
+        _check(image, await _fill(engine, str(donor["Id"]), name, given, machine))
+        with anyio.CancelScope(shield=True):
+            await engine.make_volume(marker(name), own)
     except BaseException:
-        with anyio.move_on_after(_UNDO_BOUND, shield=True):
-            try:
-                await engine.remove_volume(name)
-            except EnclaveError as error:
-                logger.warning("volume %s could not be removed: %s", name, error)
+        with anyio.CancelScope(shield=True):
+            for left in (marker(name), name):
+                try:
+                    await engine.remove_volume(left)
+                except EnclaveError as error:
+                    logger.warning("volume %s is still to be removed: %s", left, error)
         raise
     return name
 

@@ -18,7 +18,7 @@ from ms_enclave.errors import EnclaveError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-__all__ = ["ACTIONS", "Story", "Watch"]
+__all__ = ["ACTIONS", "ENDED", "Story", "Watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ ACTIONS = ("die", "died", "destroy", "kill", "oom", "pause", "remove")
 
 _PAUSED = "The sandbox's container was paused by somebody else, so nothing in it answers"
 _REMOVED = "The sandbox's container was removed by somebody else"
+ENDED = "The sandbox's container has ended with status"
+"""What the reason begins with where it was nobody's doing but its first process's."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -65,7 +67,7 @@ class Story:
             return f"The sandbox's container was killed by somebody else (signal {self._signal})"
         if self._short_of_memory:
             return "The sandbox's container has ended: its memory was used up"
-        return f"The sandbox's container has ended with status {status}"
+        return f"{ENDED} {status}"
 
 
 class _Followed:

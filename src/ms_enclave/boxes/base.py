@@ -205,6 +205,20 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
         del found
 
     @classmethod
+    async def clear_cache(cls, *, dry_run: bool = False) -> list[str]:
+        """Remove what is kept for later sandboxes of this type and none has now. Raises as
+        `find_all` does.
+
+        Args:
+            dry_run: only say what that is.
+
+        Returns:
+            A few words for each thing.
+        """
+        del dry_run
+        return []
+
+    @classmethod
     async def diagnose(cls) -> Diagnosis:
         """Whether this type works on this machine, and what to do where it does not."""
         from ms_enclave.boxes._diagnose import diagnose_by_starting  # only `doctor` wants it

@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 _PYTHONS = ("python3", "python", carried.PYTHON, carried.PYTHON)
 """What may serve, in the order of trying: the image's own, and one that is brought along. Twice,
 since somebody may have removed what was there a moment ago."""
-_working: dict[str, str] = {}
-"""By image, which of them does."""
+_working: dict[tuple[object, ...], str] = {}
+"""By image and who runs in it, which of them did."""
 _STRICT_USERS = range(20_000, 60_000)
 _REASON_BOUND = 0.5
 """Seconds that an engine has to say why a container has ended."""
@@ -162,6 +162,14 @@ class DockerSandbox(Sandbox):
         await _load_found().remove(found)
 
     @classmethod
+    async def clear_cache(cls, *, dry_run: bool = False) -> list[str]:
+        """Remove the volumes with a Python for images without, as far as no container has them.
+        Raises EngineUnavailableError."""
+        engines = await anyio.to_thread.run_sync(_load_engine)
+        async with engines.engine() as engine:
+            return await _load_found().clear(engine, dry_run=dry_run)
+
+    @classmethod
     async def _sweep(cls, engine: Engine) -> None:
         """Remove what dead owners have left, once in the life of a process."""
         if DockerSandbox._is_swept:
@@ -212,10 +220,13 @@ class DockerSandbox(Sandbox):
         _taken_users.add(uid)
         stack.callback(_taken_users.discard, uid)
         stack.push_async_callback(self._end_container, engine)
-        known = _working.get(str(image["Id"]))
+        place = (str(image["Id"]), config.hardening, config.user)
+        known = _working.get(place)
         words: list[str] = []
-        for python in _PYTHONS if known is None else (known, known):
-            volume = await self._carry(engine, config) if python == carried.PYTHON else None
+        for python in sorted(_PYTHONS, key=lambda one: one != known):
+            volume = None
+            if python == carried.PYTHON:
+                volume = await self._carry(engine, config, image, words)
             plan = await self._create(engine, config, image, uid, python, volume)
             try:
                 await self._start_guest(engine, stack, python)
@@ -223,18 +234,21 @@ class DockerSandbox(Sandbox):
                 is_missing = isinstance(error, SandboxStartError)
                 if is_missing and not _is_missing(python, error):
                     raise
+                if not is_missing:
+                    await self._require_own_end(engine)
                 words.append(error.message)
+                logger.debug("%s does not serve in %s: %s", python, config.image, error.message)
                 await engine.remove(self._container)
                 if volume is not None and is_missing:
                     await carried.forget(engine, volume)  # somebody has removed it
                 self._lost_reason = None  # of a container that was only tried
                 continue
-            _working[str(image["Id"])] = self._python = python
+            _working[place] = python
             self.metadata["python"] = python
             return plan
-        _working.pop(str(image["Id"]), None)
+        _working.pop(place, None)
         raise SandboxStartError(
-            f"No Python works in the image {config.image}: {words[0]}; {words[-1]}",
+            f"No Python works in the image {config.image}: {'; '.join(dict.fromkeys(words))}",
             remedy="use an image whose python3 is a working Python 3.8 or later, or name such a "
             "one as `python_image`",
         )
@@ -250,19 +264,35 @@ class DockerSandbox(Sandbox):
         await engine.start(container)
         await self._get_guest()
 
-    async def _carry(self, engine: Engine, config: DockerSandboxConfig) -> str:
-        """The volume with a Python for an image that has none that works."""
+    async def _require_own_end(self, engine: Engine) -> None:
+        """Refuse to take for a Python that does not work what others have ended, or its limits."""
+        reason = await engine.watch.reason(self._container.id, _REASON_BOUND)
+        if reason is not None and not reason.startswith(_load_engine().ENDED):
+            raise SandboxStartError(reason)
+
+    async def _carry(
+        self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any],
+        words: Sequence[str],
+    ) -> str:  # fmt: skip
+        """The volume with a Python for an image that has none that works.
+
+        Args:
+            words: what was said by those that it has.
+        """
         try:
-            pull = "missing" if config.pull == "always" else config.pull
-            wanted = config.model_copy(update={"image": config.python_image, "pull": pull})
-            donor = await self._find_image(engine, wanted)
-            labels = await self._labels()
-            return await carried.carry(engine, donor, labels)
+            changes = {
+                "image": config.python_image,
+                "pull": "missing" if config.pull == "always" else config.pull,
+                "platform": config.platform or _platform_of(image),
+            }
+            donor = await self._find_image(engine, config.model_copy(update=changes))
+            return await carried.carry(engine, donor, await self._labels())
         except SandboxStartError as error:
+            remedy = f"{error.remedy or 'see the engine'}; or name another image with Python 3.8 "
             raise SandboxStartError(
                 f"The image {config.image} has no Python that works, and there is none to give it: "
-                f"{error.message}",
-                remedy=error.remedy,
+                f"{'; '.join([error.message, *words])}",
+                remedy=f"{remedy}or later as `python_image`, or use one as the image itself",
             ) from error
 
     async def _labels(self) -> dict[str, str]:
@@ -431,9 +461,18 @@ async def _environment_of(guest: GuestConnection) -> dict[str, str]:
 
 
 def _is_missing(python: str, error: SandboxStartError) -> bool:
-    """Whether a container did not start because the image has no such program."""
+    """Whether a container did not start because the image has no such program, or none for its
+    user."""
     words = str(error)
-    return python in words and ("not found" in words or "no such file" in words)
+    return python in words and any(
+        word in words for word in ("not found", "no such file", "permission denied")
+    )
+
+
+def _platform_of(image: dict[str, Any]) -> str | None:
+    """What an image is for, as a config would say it."""
+    system, architecture = image.get("Os"), image.get("Architecture")
+    return f"{system}/{architecture}" if system and architecture else None
 
 
 def _is_for(image: dict[str, Any], platform: str | None) -> bool:

@@ -51,7 +51,9 @@ def clean(
     everything: Annotated[
         bool,
         typer.Option(
-            "--all", help="Also what was to be kept, and what another machine may have made."
+            "--all",
+            help="Also what was to be kept, what another machine may have made, and what is there "
+            "for later sandboxes.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -76,9 +78,10 @@ def clean(
     chosen = [one for one in wanted if force or _may_go(one, everything=everything or bool(ids))]
     if not dry_run:
         loop.call(_remove, chosen)
-    for one in chosen:
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {one.sandbox_type} {one.id}")
-    if not chosen:
+    cleared = loop.call(_clear, dry_run) if everything and not ids else []
+    for words in (*(f"{one.sandbox_type} {one.id}" for one in chosen), *cleared):
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {words}")
+    if not chosen and not cleared:
         typer.echo("There is nothing to remove.")
 
 
@@ -113,6 +116,23 @@ async def _look() -> tuple[list[FoundSandbox], list[str]]:
         except EngineUnavailableError as error:
             silent.append(f"{name}: {error.message}")
     return found, silent
+
+
+async def _clear(dry_run: bool) -> list[str]:
+    """Remove what is no sandbox, and kept for later ones; gives a few words for each."""
+    import anyio.to_thread
+
+    from ms_enclave.boxes.factory import SandboxFactory
+    from ms_enclave.errors import EngineUnavailableError
+
+    cleared: list[str] = []
+    for name in SandboxFactory.get_available_types():
+        kind = await anyio.to_thread.run_sync(SandboxFactory.get_class, name)
+        try:
+            cleared += [f"{name} {words}" for words in await kind.clear_cache(dry_run=dry_run)]
+        except EngineUnavailableError:  # said already
+            continue
+    return cleared
 
 
 async def _remove(chosen: list[FoundSandbox]) -> None:

@@ -52,8 +52,7 @@ class FoundSandbox(BaseModel):
     place: str
     """What its backend calls it."""
     state: str
-    """In the words of whoever has it: `running`, `created`, `exited`; `cache` for what is no
-    sandbox and serves later ones."""
+    """In the words of whoever has it: `running`, `created`, `exited`."""
     created: str = ""
     """When, as ISO 8601."""
     manager: str = ""

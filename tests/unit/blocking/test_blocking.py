@@ -64,6 +64,7 @@ PAIRS = [
             "get_execution_context",
             "find_all",
             "remove_found",
+            "clear_cache",
         },
     ),
     (SandboxManager, blocking.SandboxManager, set[str]()),
