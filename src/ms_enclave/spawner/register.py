@@ -25,21 +25,21 @@ _MOST_ROWS = 100_000
 
 
 class _Open:
-    """The file of this process, made with its first row."""
+    """The file of this process, there while it has a row in it."""
 
     file = -1
     rows = 0
     free: list[int] = []  # noqa: RUF012 - there is one
 
 
-def _forget_in_child() -> None:
+def _close() -> None:
     if _Open.file >= 0:
         os.close(_Open.file)
     _Open.file, _Open.rows, _Open.free = -1, 0, []
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(after_in_child=_close)  # what is its parent's is not its own
 
 
 def add(row: Mapping[str, Any]) -> Callable[[], None]:
@@ -49,17 +49,20 @@ def add(row: Mapping[str, Any]) -> Callable[[], None]:
         raise ValueError(f"a row of {len(data)} bytes, and {_ROW} is the most")
     if _Open.file < 0:
         _Open.file = os.memfd_create(_NAME)
-    file = _Open.file
+    owner = os.getpid()
     if _Open.free:
         place = _Open.free.pop()
     else:
         place, _Open.rows = _Open.rows, _Open.rows + 1
-    os.pwrite(file, data.ljust(_ROW), place * _ROW)
+    os.pwrite(_Open.file, data.ljust(_ROW), place * _ROW)
 
     def remove() -> None:
-        if _Open.file == file:  # else a fork lies between
-            os.pwrite(file, bytes(_ROW), place * _ROW)
-            _Open.free.append(place)
+        if os.getpid() != owner:
+            return  # a fork lies between
+        os.pwrite(_Open.file, bytes(_ROW), place * _ROW)
+        _Open.free.append(place)
+        if len(_Open.free) == _Open.rows:
+            _close()
 
     return remove
 
