@@ -164,6 +164,24 @@ async def test_it_has_no_network_of_itself() -> None:
         assert "network" not in box.capabilities
 
 
+@pytest.mark.parametrize(
+    "config", [{}, {"user": "nobody"}, {"read_only": True}, {"hardening": "strict"}]
+)
+async def test_it_knows_itself_by_name_without_a_network(config: dict[str, Any]) -> None:
+    code = (
+        "import socket\n"
+        "for address, family in (('127.0.0.1', socket.AF_INET), ('::1', socket.AF_INET6)):\n"
+        "    listening = socket.create_server((address, 0), family=family)\n"
+        "    socket.create_connection(('localhost', listening.getsockname()[1])).close()\n"
+        "print(socket.gethostbyname('other.test'))"
+    )
+    given = {} if config.get("read_only") or config.get("hardening") else {"other.test": "10.1.2.3"}
+    async with DockerSandbox({**config, "extra_hosts": given}) as box:
+        result = await box.run_code(code)
+    assert (result.stdout, result.stderr) == ("10.1.2.3\n", "") if given else ("", result.stderr)
+    assert given or "gaierror" in result.stderr
+
+
 async def test_a_guard_that_is_not_there_is_missed() -> None:
     async with DockerSandbox({"require": ["seccomp", "no_new_privs"]}):
         pass

@@ -30,6 +30,7 @@ from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
 from ms_enclave.boxes._docker_watch import ACTIONS, ENDED, Watch
 from ms_enclave.errors import EnclaveError, EngineUnavailableError
+from ms_enclave.utils.archive import tar_file
 
 if TYPE_CHECKING:
     import ssl
@@ -270,6 +271,11 @@ class Engine:
         words = json.dumps({name: list(values) for name, values in filters.items()})
         found = await self.docker.containers.list(all=True, filters=words)
         return [one._container for one in found]
+
+    async def write(self, container: Container, name: str, text: str) -> None:
+        """Write a file of a container that does not run; `name` is relative to its root."""
+        with _failures("prepare the sandbox"):
+            await container.put_archive("/", tar_file(name, text.encode()))
 
     async def volumes(self, labels: Sequence[str]) -> list[dict[str, Any]]:
         """The volumes with all these labels."""

@@ -87,6 +87,8 @@ class Plan:
     bounded_folder: bool
     """Whether the working folder is a place of its own, with a size."""
     guards: Mapping[str, str] = field(default_factory=dict[str, str])
+    hosts: str | None = None
+    """What is to stand in its /etc/hosts, where the engine does not write one."""
 
 
 def limits_of(config: DockerSandboxConfig) -> ResolvedLimits:
@@ -152,6 +154,10 @@ def plan_container(
         "ExtraHosts": [f"{name}:{address}" for name, address in config.extra_hosts.items()],
         "PortBindings": {port: _bindings(place) for port, place in config.ports.items()},
     }
+    # A container without any network costs an engine that manages one for it half of its start, and
+    # some engines a deadlock when many come and go. So it is asked for nothing but the namespace,
+    # in which the runtime brings up the loopback interface.
+    alone = not config.network_enabled and not host["ReadonlyRootfs"]
     if config.runtime:
         host["Runtime"] = config.runtime
     if config.gpus is not None:
@@ -159,6 +165,7 @@ def plan_container(
     document: Document = {
         "Image": config.image,
         "User": user,
+        "NetworkDisabled": alone,
         "WorkingDir": "/",  # engines would make another one, and hide that the image has none
         "Labels": dict(labels),
         "OpenStdin": True,
@@ -174,7 +181,22 @@ def plan_container(
         "HostConfig": host,
     }
     as_root = (user or image_user).partition(":")[0] in ("", "0", "root")
-    return Plan(document, own_folder, _guards(config, host, own_folder=own_folder, as_root=as_root))
+    return Plan(
+        document,
+        own_folder,
+        _guards(config, host, own_folder=own_folder, as_root=as_root),
+        _hosts(config.extra_hosts) if alone else None,
+    )
+
+
+def _hosts(more: Mapping[str, str]) -> str:
+    """As engines write it for a container without a network."""
+    rows = [
+        ("127.0.0.1", "localhost"),
+        ("::1", "localhost ip6-localhost ip6-loopback"),
+        *((address, name) for name, address in more.items()),
+    ]
+    return "".join(f"{address}\t{names}\n" for address, names in rows)
 
 
 def _refuse(config: DockerSandboxConfig) -> None:

@@ -321,6 +321,8 @@ class DockerSandbox(Sandbox):
             document = {**plan.document, "Entrypoint": loader.argv(python)}
             container = await engine.create(f"sandbox-{self.id}", document)
             self._container = container
+            if plan.hosts is not None:
+                await engine.write(container, "etc/hosts", plan.hosts)
             self._user = _user_name(plan.document["User"] or own_user)
             if not plan.bounded_folder or place in _free_folders:
                 return plan
