@@ -15,19 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ms_enclave.bench import programs, rivals
 from ms_enclave.bench.context import WARM_UP, printed
+from ms_enclave.manager.local_manager import LocalSandboxManager
 from ms_enclave.model import DockerSandboxConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
-    from pathlib import Path
 
     from ms_enclave.bench.context import Context, Round
+    from ms_enclave.boxes.base import Sandbox
 
 __all__ = [
     "CROWD",
@@ -35,12 +37,17 @@ __all__ = [
     "ENGINES_EXEC",
     "ENGINES_RM",
     "ENGINES_RUN",
+    "FROM_POOL",
+    "GATEWAY",
+    "NOTEBOOK",
+    "NOTEBOOK_IMAGE",
     "START",
     "STOP",
     "TRUE",
     "Engine",
     "crowd",
     "find",
+    "notebooks",
     "starts",
     "stops",
     "true",
@@ -50,6 +57,10 @@ START, ENGINES_RUN = "docker: print(1) from nothing", "docker run"
 TRUE, ENGINES_EXEC = "docker: true in a running sandbox", "docker exec"
 STOP, ENGINES_RM = "docker: many stopped and removed", "docker rm -f"
 CROWD, ENGINES_CROWD = "docker: 20 started at once", "20 docker run at once"
+
+NOTEBOOK, GATEWAY = "docker_notebook: a cell from nothing", "a gateway container by hand"
+FROM_POOL = "docker_notebook: a cell from the pool"
+NOTEBOOK_IMAGE = "jupyter-kernel-gateway"
 
 _PROGRAM = ["python3", "-c", "print(1)"]
 _PATIENCE = 120.0
@@ -77,11 +88,23 @@ class Engine:
         """The command line that runs a program in a new container."""
         return [self.docker, "run", "--label", _LABEL, *self.words, *words]
 
-    def first_output(self) -> float:
-        """Milliseconds from nothing to what the program prints; its end is waited for after."""
+    def has(self, image: str) -> bool:
+        """Whether that image is there."""
+        try:
+            self.call("image", "inspect", "--format", "{{.Id}}", image)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            return False
+        return True
+
+    def first_output(self, *words: str) -> float:
+        """Milliseconds from nothing to what a program prints; its end is waited for after.
+
+        Args:
+            words: an image and the program in it that prints 1; a plain Python's if none.
+        """
         begun = time.perf_counter()
         with subprocess.Popen(
-            self.run("--rm", self.image, *_PROGRAM),
+            self.run("--rm", *(words or (self.image, *_PROGRAM))),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             try:
@@ -289,6 +312,35 @@ async def crowd(context: Context, into: Round) -> None:
         into.add(ENGINES_CROWD, max(each.result() for each in started))
     finally:
         engine.clear()
+
+
+async def notebooks(context: Context, into: Round) -> None:
+    """A notebook up to the first answer of a kernel in it: from nothing, and from a pool."""
+    engine = _engine(context)
+    config = {"image": NOTEBOOK_IMAGE, "pull": "never"}
+    by_hand = Path(__file__).with_name("_gateway.py").read_text(encoding="utf-8")
+    try:
+        for _ in range(max(1, _few(context) // 2)):
+            begun = time.perf_counter()
+            made = await context.manager.create_sandbox("docker_notebook", config)
+            await _first_cell(await context.manager.get_sandbox(made))
+            into.add(NOTEBOOK, (time.perf_counter() - begun) * 1000)
+            await context.manager.delete_sandbox(made)
+            into.add(GATEWAY, engine.first_output(NOTEBOOK_IMAGE, "python3", "-c", by_hand))
+    finally:
+        engine.clear()
+    async with LocalSandboxManager() as manager:
+        await manager.initialize_pool(2, "docker_notebook", config)
+        for _ in range(2):
+            begun = time.perf_counter()
+            async with manager.borrow() as box:
+                await _first_cell(box)
+                into.add(FROM_POOL, (time.perf_counter() - begun) * 1000)
+
+
+async def _first_cell(box: Sandbox | None) -> None:
+    if box is None or (await (await box.kernel()).run("print(1)")).stdout != "1\n":
+        raise RuntimeError("a cell did not print what it should")
 
 
 def _add_others(context: Context, into: Round, what: str, count: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ms_enclave.bench import containers
 from ms_enclave.bench.context import WARM_UP, Round, open_context
 from ms_enclave.bench.figures import Line, Series, lines_of
+from ms_enclave.boxes.factory import SandboxFactory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,10 +72,10 @@ async def measure(
     ready = [row for row in rows if _has_what_it_needs(row, measured)]
     async with AsyncExitStack() as stack:
         engine = None
-        if any(row.engine for row in ready):
+        if any(row.sandbox_type != "process" for row in ready):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="enclave-bench-"))
             engine = containers.find(Path(folder), measured.notes.append)
-        ready = [row for row in ready if engine is not None or not row.engine]
+        ready = [row for row in ready if _has_its_containers(row, engine, measured)]
         steps = [
             (number, row)
             for number in range(scale.rounds + 1)
@@ -121,4 +122,18 @@ def _has_what_it_needs(row: Row, measured: Measured) -> bool:
     missing = [name for name in row.needs if importlib.util.find_spec(name) is None]
     if missing:
         measured.notes.append(f"{row.name}: {', '.join(missing)} is not installed, left out")
+    known = row.sandbox_type in SandboxFactory.get_available_types()
+    if not known:
+        measured.notes.append(f"{row.name}: there is no type {row.sandbox_type}, left out")
+    return known and not missing
+
+
+def _has_its_containers(row: Row, engine: containers.Engine | None, measured: Measured) -> bool:
+    if row.sandbox_type == "process":
+        return True
+    if engine is None:  # of which it was said why
+        return False
+    missing = row.image is not None and not engine.has(row.image)
+    if missing:
+        measured.notes.append(f"{row.name}: there is no image {row.image}, left out")
     return not missing

@@ -34,8 +34,10 @@ class Row:
     """Modules without which it is left out."""
     once: bool = False
     """Whether one round is enough, because each is long."""
-    engine: bool = False
-    """Whether it takes an engine of containers."""
+    sandbox_type: str = "process"
+    """The type of sandbox that it measures: any other one takes an engine of containers."""
+    image: str | None = None
+    """An image without which it is left out."""
 
 
 ROWS = (
@@ -157,27 +159,37 @@ ROWS = (
         (Figure(containers.START, promises=(Promise(1.1, containers.ENGINES_RUN),)),),
         containers.starts,
         _RIVALS,
-        engine=True,
+        sandbox_type="docker",
     ),
     Row(
         "docker-true",
         (Figure(containers.TRUE, promises=(Promise(5),)),),
         containers.true,
         (containers.ENGINES_EXEC, *_RIVALS),
-        engine=True,
+        sandbox_type="docker",
     ),
     Row(
         "docker-stop",
         (Figure(containers.STOP, promises=(Promise(1.2, containers.ENGINES_RM),)),),
         containers.stops,
         _RIVALS,
-        engine=True,
+        sandbox_type="docker",
     ),
     Row(
         "docker-crowd",
         (Figure(containers.CROWD, promises=(Promise(1.0, containers.ENGINES_CROWD),)),),
         containers.crowd,
-        engine=True,
+        sandbox_type="docker",
+    ),
+    Row(
+        "docker-notebook",
+        (
+            Figure(containers.NOTEBOOK, promises=(Promise(1.2, containers.GATEWAY),)),
+            Figure(containers.FROM_POOL, promises=(Promise(100),)),
+        ),
+        containers.notebooks,
+        sandbox_type="docker_notebook",
+        image=containers.NOTEBOOK_IMAGE,
     ),
     Row(
         "import",

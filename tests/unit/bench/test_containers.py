@@ -7,16 +7,16 @@ import os
 import stat
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ms_enclave.bench import containers, rivals
+from ms_enclave.bench import containers, rivals, run
+from ms_enclave.bench.context import QUICK
+from ms_enclave.bench.table import ROWS
 from ms_enclave.boxes import _docker_plan as plans
 from ms_enclave.model import DockerSandboxConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def host(**config: Any) -> dict[str, Any]:
@@ -104,11 +104,24 @@ def test_a_client_that_says_nothing_is_ended(
         engine.call("ps")
 
 
-def test_the_script_of_the_others_imports_nothing_of_ours() -> None:
-    """It runs where `ms_enclave` is somebody else's package."""
+@pytest.mark.parametrize("script", ["_rival.py", "_gateway.py"])
+def test_what_runs_elsewhere_imports_nothing_of_ours(script: str) -> None:
+    """Where `ms_enclave` is somebody else's package, or none."""
     ask = "import sys, runpy; runpy.run_path(sys.argv[1]); print('ms_enclave' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", ask, rivals._SCRIPT],
+        [sys.executable, "-I", "-S", "-c", ask, str(Path(rivals.__file__).with_name(script))],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_row_whose_image_is_not_there_is_left_out_and_said(tmp_path: Path, there: bool) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\nexit {0 if there else 1}\n", encoding="utf-8")
+    docker.chmod(0o755)
+    engine = containers.Engine(str(docker), "an-image", ())
+    (row,) = [row for row in ROWS if row.name == "docker-notebook"]
+    measured = run.Measured([row], QUICK)
+    assert run._has_its_containers(row, engine, measured) is there
+    assert bool(measured.notes) is not there
