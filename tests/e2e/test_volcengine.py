@@ -202,6 +202,13 @@ async def test_without_an_address_there_is_no_sandbox() -> None:
         await VolcengineSandbox({"base_url": "http://me:secret@here"}).start()
 
 
+async def test_doctor_has_nothing_to_mend_for_it() -> None:
+    diagnosis = await VolcengineSandbox.diagnose()
+    assert not diagnosis.works
+    assert [problem.blocks for problem in diagnosis.problems] == [False]
+    assert "base_url" in diagnosis.problems[0].remedy
+
+
 # --- every field is read ---
 
 

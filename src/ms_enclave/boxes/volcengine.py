@@ -102,6 +102,7 @@ class VolcengineSandbox(StatelessSandbox):
                 Problem(
                     what="programs run on a SandboxFusion service, and none is known here",
                     remedy='name one in the config: {"base_url": "http://host:8080"}',
+                    blocks=False,  # nothing of this machine has to be mended for it
                 )
             ],
         )
