@@ -244,3 +244,25 @@ async def test_a_python_that_something_else_has_ended_is_not_replaced(
     async with DockerSandbox() as box:
         assert box.metadata["python"] == "python3"
     assert "taking a Python" not in caplog.text
+
+
+USE = """
+import anyio
+from ms_enclave.boxes import DockerSandbox
+
+async def use():
+    async with DockerSandbox({"image": %r}) as box:
+        print((await box.run_code("print(6 * 7)")).stdout)
+
+anyio.run(use)
+"""
+
+
+def test_two_processes_that_are_the_first_do_not_disturb_each_other() -> None:
+    remove_volumes()
+    program = [sys.executable, "-c", USE % WITHOUT_PYTHON]
+    both = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for one in both:
+        said, _ = one.communicate(timeout=60)
+        assert said.strip() == "42"
+    assert len(volumes()) in (2, 4)
