@@ -79,6 +79,10 @@ NO_PYTHON_TO_DAY = (
     "printf '#!/bin/sh\\necho no python to-day >&2\\n' >/usr/local/bin/python3"
     " && chmod +x /usr/local/bin/python3"
 )
+TALKING = (
+    "printf '#!/bin/sh\\necho not a guest; exec sleep 60\\n' >/usr/local/bin/python3"
+    " && chmod +x /usr/local/bin/python3"
+)
 TOO_OLD = (
     "printf '#!/bin/sh\\necho Python 3.8 or later is needed >&2; exit 86\\n'"
     " >/usr/local/bin/python3 && chmod +x /usr/local/bin/python3"
@@ -233,6 +237,12 @@ async def test_what_a_killed_owner_had_begun_is_swept() -> None:
         assert ours in volumes()
     finally:
         docker("volume", "rm", "-f", ours)
+
+
+@pytest.mark.parametrize("image", [TALKING], indirect=True)
+async def test_a_python_that_runs_and_says_what_no_guest_says_is_not_replaced(image: str) -> None:
+    with pytest.raises(SandboxStartError, match="none of a guest's"):
+        await DockerSandbox({"image": image}).start()
 
 
 async def test_a_python_that_something_else_has_ended_is_not_replaced(

@@ -28,8 +28,8 @@ from yarl import URL
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
-from ms_enclave.boxes._docker_watch import ACTIONS, ENDED, Watch
-from ms_enclave.errors import EnclaveError, EngineUnavailableError
+from ms_enclave.boxes._docker_watch import ACTIONS, Watch, is_own_end
+from ms_enclave.errors import EnclaveError, EngineUnavailableError, SandboxLostError
 from ms_enclave.utils.archive import tar_file
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_plan import Document
 
-__all__ = ["ENDED", "Attached", "Engine", "acquire", "engine", "release"]
+__all__ = ["Attached", "Engine", "acquire", "engine", "is_own_end", "release"]
 
 Container = Any
 """A container of `aiodocker`, whose methods are typed in part only."""
@@ -147,6 +147,13 @@ class Engine:
         """What the engine knows of it now."""
         with _failures("look at the sandbox", running=True):
             return await container.show()
+
+    async def runs(self, container: Container) -> bool:
+        """Whether it runs; it may have gone."""
+        try:
+            return bool((await self.inspect(container))["State"].get("Running"))
+        except SandboxLostError:
+            return False
 
     async def runtime(self, container: Container) -> str:
         """What runs it, by the engine's name. Asked for only where that is not known already."""

@@ -18,7 +18,7 @@ from ms_enclave.errors import EnclaveError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-__all__ = ["ACTIONS", "ENDED", "Story", "Watch"]
+__all__ = ["ACTIONS", "Story", "Watch", "is_own_end"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,14 @@ ACTIONS = ("die", "died", "destroy", "kill", "oom", "pause", "remove")
 
 _PAUSED = "The sandbox's container was paused by somebody else, so nothing in it answers"
 _REMOVED = "The sandbox's container was removed by somebody else"
-ENDED = "The sandbox's container has ended with status"
-"""What the reason begins with where it was nobody's doing but its first process's."""
+_ENDED = "The sandbox's container has ended with status"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+def is_own_end(reason: str) -> bool:
+    """Whether a container's end was nobody's doing but its first process's, as far as is known: one
+    that is only seen to be gone may have been removed because it had ended."""
+    return reason == _REMOVED or reason.startswith(_ENDED)
 
 
 class Story:
@@ -67,7 +72,7 @@ class Story:
             return f"The sandbox's container was killed by somebody else (signal {self._signal})"
         if self._short_of_memory:
             return "The sandbox's container has ended: its memory was used up"
-        return f"{ENDED} {status}"
+        return f"{_ENDED} {status}"
 
 
 class _Followed:

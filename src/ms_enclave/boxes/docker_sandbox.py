@@ -235,7 +235,7 @@ class DockerSandbox(Sandbox):
                 if is_missing and not _is_missing(python, error):
                     raise
                 if not is_missing:
-                    await self._require_own_end(engine)
+                    await self._require_own_end(engine, error)
                 words.append(error.message)
                 logger.debug("%s does not serve in %s: %s", python, config.image, error.message)
                 await engine.remove(self._container)
@@ -264,11 +264,14 @@ class DockerSandbox(Sandbox):
         await engine.start(container)
         await self._get_guest()
 
-    async def _require_own_end(self, engine: Engine) -> None:
-        """Refuse to take for a Python that does not work what others have ended, or its limits."""
+    async def _require_own_end(self, engine: Engine, error: EnclaveError) -> None:
+        """Refuse to take for a Python that does not work what others have ended, or its limits, or
+        what is only slow."""
         reason = await engine.watch.reason(self._container.id, _REASON_BOUND)
-        if reason is not None and not reason.startswith(_load_engine().ENDED):
-            raise SandboxStartError(reason)
+        if reason is None and await engine.runs(self._container):
+            raise SandboxStartError(error.message) from error
+        if reason is not None and not _load_engine().is_own_end(reason):
+            raise SandboxStartError(reason) from error
 
     async def _carry(
         self, engine: Engine, config: DockerSandboxConfig, image: dict[str, Any],
