@@ -162,9 +162,11 @@ def find(folder: Path, note: Callable[[str], object]) -> Engine | None:
 
 def _words(image: str, folder: Path) -> tuple[str, ...]:
     from ms_enclave.boxes import _docker_plan as plans
+    from ms_enclave.boxes import _docker_seccomp
 
     config = DockerSandboxConfig(image=image, pull="never")
-    plan = plans.plan_container(config, plans.limits_of(config), {}, strict_user=0)
+    dialect = plans.Dialect(_docker_seccomp.profile())
+    plan = plans.plan_container(config, plans.limits_of(config), {}, strict_user=0, dialect=dialect)
     return tuple(words_of(plan.document["HostConfig"], folder))
 
 

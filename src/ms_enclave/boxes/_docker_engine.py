@@ -26,8 +26,10 @@ from typing_extensions import override
 from yarl import URL
 
 from ms_enclave.boxes import _docker_owner as owners
+from ms_enclave.boxes import _docker_seccomp as seccomp
 from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
+from ms_enclave.boxes._docker_plan import Dialect
 from ms_enclave.boxes._docker_watch import ACTIONS, Watch, is_own_end
 from ms_enclave.errors import EnclaveError, EngineUnavailableError, SandboxLostError
 from ms_enclave.utils.archive import tar_file
@@ -77,6 +79,7 @@ class Engine:
         """`aiodocker`'s own, with a few private methods for which it has no public ones."""
         self.is_here = is_here
         """Whether its socket is one of this machine, as it seems."""
+        self._dialect: Dialect | None = None
         self.users = 0
         self.watch = Watch(self._events, self._states)
         """Tells what others do to our containers."""
@@ -85,6 +88,22 @@ class Engine:
     async def aclose(self) -> None:
         """Close its connections, once nothing is owed any more."""
         await self._debts.when_paid(self.docker.close)
+
+    async def dialect(self) -> Dialect:
+        """What it understands. Podman's service takes a profile of system calls by the path of a
+        file where it runs, which on another machine nobody here can write."""
+        if self._dialect is None:
+            with _failures("say what it is"):
+                found = await self.docker.version()
+            parts: list[dict[str, Any]] = found.get("Components") or []
+            if not any("podman" in str(part.get("Name")).lower() for part in parts):
+                self._dialect = Dialect(seccomp.profile())
+            else:
+                path = None
+                if self.is_here:
+                    path = await anyio.to_thread.run_sync(seccomp.profile_file)
+                self._dialect = Dialect(path, plain_memory=True)
+        return self._dialect
 
     # --- a container's life ---
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from ms_enclave.boxes._docker_seccomp import profile
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.model import IsolationReport, Limits
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LABEL",
+    "Dialect",
     "Plan",
     "isolation_report",
     "limits_of",
@@ -79,6 +80,17 @@ _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """In what engines differ that speak the same language."""
+
+    filtering: str | None = None
+    """Our profile of system calls as it takes it: the text, or the path of a file; None where it
+    gets none of ours."""
+    plain_memory: bool = False
+    """Whether its folders in memory know neither a number of files nor an owner."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """How to make one container."""
 
@@ -116,6 +128,7 @@ def plan_container(
     strict_user: int,
     folder_is_free: bool = True,
     carried: tuple[str, str] | None = None,
+    dialect: Dialect,
 ) -> Plan:
     """What to ask an engine for.
 
@@ -124,6 +137,7 @@ def plan_container(
         strict_user: the number of the user that is only this sandbox's, for `hardening="strict"`.
         folder_is_free: whether the image has nothing where the working folder is to be.
         carried: a volume with a Python, and the folder where it is to be seen.
+        dialect: what the engine understands.
 
     Raises:
         ConfigError: the config asks for what its hardening or its other fields rule out.
@@ -136,12 +150,14 @@ def plan_container(
     if carried is not None:
         mounts.append(_carried_mount(*carried))
     tmpfs = dict(_STRICT_TMPFS) if strict else {}
+    if dialect.plain_memory:
+        tmpfs = {path: re.sub(r",nr_inodes=\w+", "", options) for path, options in tmpfs.items()}
     tmpfs.update(config.tmpfs)
     own_folder = folder_is_free and not _is_mounted(config, tmpfs)
     if own_folder:
-        tmpfs[config.working_dir] = _folder_options(limits.disk, user or image_user)
+        tmpfs[config.working_dir] = _folder_options(limits.disk, user or image_user, dialect)
     host: Document = {
-        **_walls(config, strict=strict),
+        **_walls(config, dialect.filtering, strict=strict),
         **_resources(limits, strict=strict),
         "NetworkMode": (config.network or "none") if config.network_enabled else "none",
         "AutoRemove": config.remove_on_exit,
@@ -231,12 +247,12 @@ def _refuse(config: DockerSandboxConfig) -> None:
         )
 
 
-def _walls(config: DockerSandboxConfig, *, strict: bool) -> Document:
+def _walls(config: DockerSandboxConfig, filtering: str | None, *, strict: bool) -> Document:
     if config.privileged:
         return {"Privileged": True, "IpcMode": "private", "ReadonlyRootfs": config.read_only}
     options = ["no-new-privileges:true"]
     if (config.platform or "").partition("/")[2].partition("/")[0] in _ARCHITECTURES:
-        options.append("seccomp=" + profile())
+        options += [f"seccomp={filtering}"] if filtering else []
     walls: Document = {
         "Privileged": False,
         "CapDrop": ["ALL"],
@@ -270,13 +286,13 @@ def _text(user: str | int | None) -> str:
     return "" if user is None else str(user)
 
 
-def _folder_options(size: int, user: str) -> str:
+def _folder_options(size: int, user: str, dialect: Dialect) -> str:
     """Mount options of a working folder that belongs to the sandbox's user."""
     common = f"rw,exec,nosuid,nodev,size={size}"
     name, _, group = user.partition(":")
     if name in ("", "root", "0"):
         return f"{common},mode=0755"
-    if not name.isdigit():  # only the image knows the number
+    if dialect.plain_memory or not name.isdigit():  # only the image knows the number
         return f"{common},mode=1777"
     return f"{common},mode=0755,uid={name},gid={group if group.isdigit() else name}"
 

@@ -1,22 +1,27 @@
 """The filter of system calls as container engines take it, from the table of the `process` sandbox.
 
 Engines hand it to libseccomp, which knows rules that allow and one answer for all the rest; so
-what is to be refused for some arguments is written as what is allowed for the others. Pure.
+what is to be refused for some arguments is written as what is allowed for the others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import secrets
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ms_enclave.errors import SandboxStartError
 from ms_enclave.spawner import seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["profile"]
+__all__ = ["profile", "profile_file"]
 
 _ENOSYS, _EPERM = 38, 1
 _WORD = 32
@@ -45,6 +50,30 @@ def profile() -> str:
         "syscalls": rows,
     }
     return json.dumps(document)
+
+
+def profile_file() -> str:
+    """The path of a file with the profile, in the user's cache. Blocks.
+
+    Raises:
+        SandboxStartError: it cannot be written.
+    """
+    text = profile().encode()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "ms-enclave"
+    path = folder / f"seccomp-{hashlib.sha256(text).hexdigest()[:16]}.json"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != text:
+            new = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            new.write_bytes(text)
+            new.replace(path)
+    except OSError as error:
+        raise SandboxStartError(
+            f"The profile of system calls cannot be written to {path}: {error.strerror}",
+            remedy="set XDG_CACHE_HOME to a folder of your own",
+        ) from error
+    return str(path)
 
 
 def _row(

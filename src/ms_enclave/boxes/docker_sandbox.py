@@ -320,6 +320,7 @@ class DockerSandbox(Sandbox):
                 strict_user=uid,
                 folder_is_free=_free_folders.get(place, True),
                 carried=None if volume is None else (volume, carried.FOLDER),
+                dialect=await engine.dialect(),
             )
             document = {**plan.document, "Entrypoint": loader.argv(python)}
             container = await engine.create(f"sandbox-{self.id}", document)

@@ -21,7 +21,8 @@ from ms_enclave.model import DockerSandboxConfig
 
 def host(**config: Any) -> dict[str, Any]:
     made = DockerSandboxConfig(**config)
-    plan = plans.plan_container(made, plans.limits_of(made), {}, strict_user=0)
+    dialect = plans.Dialect("{}")
+    plan = plans.plan_container(made, plans.limits_of(made), {}, strict_user=0, dialect=dialect)
     return plan.document["HostConfig"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ms_enclave.boxes._docker_plan import (
+    Dialect,
     Plan,
     limits_of,
     main_command,
@@ -22,7 +23,7 @@ def plan(*, folder_is_free: bool = True, image_user: str = "", **fields: Any) ->
     config = DockerSandboxConfig.model_validate(fields)
     return plan_container(
         config, limits_of(config), {"a": "b"}, image_user=image_user, strict_user=23456,
-        folder_is_free=folder_is_free,
+        folder_is_free=folder_is_free, dialect=Dialect("{}"),
     )  # fmt: skip
 
 
