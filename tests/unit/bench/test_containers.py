@@ -16,12 +16,13 @@ from ms_enclave.bench import containers, rivals, run
 from ms_enclave.bench.context import QUICK
 from ms_enclave.bench.table import ROWS
 from ms_enclave.boxes import _docker_plan as plans
+from ms_enclave.boxes._docker_seccomp import profile
 from ms_enclave.model import DockerSandboxConfig
 
 
 def host(**config: Any) -> dict[str, Any]:
     made = DockerSandboxConfig(**config)
-    dialect = plans.Dialect("{}")
+    dialect = plans.Dialect(profile())
     plan = plans.plan_container(made, plans.limits_of(made), {}, strict_user=0, dialect=dialect)
     return plan.document["HostConfig"]
 
