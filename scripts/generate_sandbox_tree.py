@@ -46,10 +46,11 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "boxes": {
         "ms_enclave.boxes": """
-            DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox
-            register_sandbox
+            DockerNotebook DockerNotebookSandbox DockerSandbox Sandbox SandboxFactory
+            StatelessSandbox VolcengineSandbox register_sandbox
         """,
     },
+    "boxes.docker_notebook": {"ms_enclave.boxes": "DockerNotebook DockerNotebookSandbox"},
     "boxes.docker_sandbox": {"ms_enclave.boxes": "DockerSandbox"},
     "boxes.stateless_sandbox": {"ms_enclave.boxes": "StatelessSandbox"},
     "boxes.volcengine": {"ms_enclave.boxes": "VolcengineSandbox"},

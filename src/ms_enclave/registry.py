@@ -32,6 +32,7 @@ SANDBOXES: Mapping[str, str] = MappingProxyType(
     {
         "process": "ms_enclave.boxes.process_sandbox:ProcessSandbox",
         "docker": "ms_enclave.boxes.docker_sandbox:DockerSandbox",
+        "docker_notebook": "ms_enclave.boxes.docker_notebook:DockerNotebook",
         "volcengine": "ms_enclave.boxes.volcengine:VolcengineSandbox",
     }
 )

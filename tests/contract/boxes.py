@@ -14,7 +14,7 @@ from tests.security.boxes import (
     NoLayersSandbox,
 )
 from tests.support import fusion, subprocess_box
-from tests.support.engine import WITHOUT_PYTHON
+from tests.support.engine import WHEELS, WITHOUT_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cold",
     "Docker",
+    "DockerNotebook",
     "DockerWithoutPython",
     "Landlock",
     "LandlockNoGroups",
@@ -117,6 +118,13 @@ class DockerWithoutPython(Docker):
     """An image that has nothing but a static busybox: a Python is brought along."""
 
     config: ClassVar[dict[str, Any]] = {"image": WITHOUT_PYTHON}
+
+
+class DockerNotebook(Docker):
+    """A container with a gateway: the first one builds the image, from wheels that are there."""
+
+    sandbox_type: ClassVar[str] = "docker_notebook"
+    config: ClassVar[dict[str, Any]] = {"wheels": str(WHEELS), "pull": "never"}
 
 
 needs_engine = pytest.mark.docker

@@ -6,12 +6,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import anyio
 import pytest
 
+from ms_enclave.model import Verdict
 from ms_enclave.testing import KernelContract
 from tests.contract.boxes import (
     Cold,
     Docker,
+    DockerNotebook,
     DockerWithoutPython,
     Landlock,
     Process,
@@ -22,6 +25,7 @@ from tests.contract.boxes import (
 from tests.support.interpreters import bare_python, installed_shell
 
 if TYPE_CHECKING:
+    from ms_enclave.boxes import Sandbox
     from ms_enclave.boxes.kernels import Kernel
 
 
@@ -69,3 +73,72 @@ class TestDocker(Docker, KernelContract):
 @needs_engine
 class TestDockerWithoutPython(DockerWithoutPython, KernelContract):
     pass
+
+
+@needs_engine
+class TestDockerNotebook(DockerNotebook, KernelContract):
+    """Kernels of Jupyter's own. What is here otherwise is what ipykernel does otherwise."""
+
+    implementation = "ipython"
+
+    async def test_a_kernel_that_exits_says_so(self, kernel: Kernel) -> None:
+        """What it printed last may be lost: ipykernel prints from a thread, which has ended too."""
+        done = await kernel.run("import os; os._exit(3)")
+        assert done.verdict is Verdict.ERROR
+        assert done.error is not None
+        assert done.error.name == "KernelDied"
+        assert "code 3" in done.error.value
+        assert kernel.death is Verdict.ERROR
+
+    async def test_a_kernel_that_closes_its_channel_is_dead(self, kernel: Kernel) -> None:
+        """The library that it talks with aborts then."""
+        done = await kernel.run("import os, time\nos.closerange(3, 100)\ntime.sleep(60)")
+        assert done.verdict is Verdict.SIGNAL
+        assert kernel.status == "dead"
+        assert "SIGABRT" in kernel.death_reason
+
+    async def test_a_cell_may_replace_its_streams(self, kernel: Kernel) -> None:
+        """But not by what has no `flush`, which ipykernel calls."""
+        done = await kernel.run("import io, sys\nsys.stdout = io.StringIO()\nprint('away')\n3")
+        assert (done.stdout, done.result) == ("", {"text/plain": "3"})
+        assert (await kernel.run("sys.stdout = None\n4")).verdict is Verdict.ERROR
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "'execute_reply', {'status': []}",
+            "'stream', {'name': 'stdout', 'text': 5}",
+            "'clear_output', {'wait': []}",
+            "'status', {'execution_state': []}",
+            "'no_such_type', {}",
+        ],
+    )
+    async def test_what_breaks_the_protocol_kills_the_kernel_and_nobody_else(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, box: Sandbox, kernel: Kernel, message: str
+    ) -> None:
+        """Signed messages of wild shapes, for the very cell, count for nothing."""
+        done = await kernel.run(
+            "k = get_ipython().kernel\n"
+            "def forge(kind, content):\n"
+            "    parent = k.get_parent()\n"
+            "    k.session.send(k.iopub_socket, kind, content=content, parent=parent)\n"
+            f"forge({message})\n7"
+        )
+        assert done.result == {"text/plain": "7"}
+        assert (await kernel.run("8")).result == {"text/plain": "8"}
+        assert (await box.run_code("print(1)")).stdout == "1\n"
+
+    async def test_a_kernel_that_claims_success_and_dies_is_dead(self, kernel: Kernel) -> None:
+        claim = (
+            "import os, time\nk = get_ipython().kernel\nparent = k.get_parent()\n"
+            "said = {'status': 'ok', 'execution_count': 1}\n"
+            "k.session.send(k.iopub_socket, 'execute_reply', content=said, parent=parent)\n"
+            "k.session.send(k.iopub_socket, 'status', {'execution_state': 'idle'}, parent=parent)\n"
+            "time.sleep(0.5)\nos._exit(0)"
+        )
+        await kernel.run(claim)
+        with anyio.fail_after(10):
+            while kernel.status != "dead":
+                await anyio.sleep(0.01)
+        assert kernel.death is Verdict.ERROR
+        assert "exited with code 0" in kernel.death_reason

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ms_enclave.testing import SandboxManagerContract
 from tests.contract.boxes import (
     Docker,
+    DockerNotebook,
     DockerWithoutPython,
     Landlock,
     Process,
@@ -49,6 +50,12 @@ class TestLocalOverDocker(Docker, Local):
 @needs_engine
 class TestLocalOverDockerWithoutPython(DockerWithoutPython, TestLocalOverDocker):
     pass
+
+
+@needs_engine
+class TestLocalOverDockerNotebook(DockerNotebook, Local):
+    async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
+        return await run_in_type("docker_notebook", manager, code, **options)
 
 
 class TestVolcengine(Volcengine, SandboxManagerContract):

@@ -20,6 +20,7 @@ from ms_enclave.testing import (
 from tests.contract.boxes import (
     Cold,
     Docker,
+    DockerNotebook,
     DockerWithoutPython,
     Landlock,
     LandlockNoGroups,
@@ -122,4 +123,14 @@ class TestDockerWithoutPython(DockerWithoutPython, SandboxContract):
 
 @needs_engine
 class TestDockerWithoutPythonLife(DockerWithoutPython, SandboxLifeContract):
+    pass
+
+
+@needs_engine
+class TestDockerNotebook(DockerNotebook, SandboxContract):
+    pass
+
+
+@needs_engine
+class TestDockerNotebookLife(DockerNotebook, SandboxLifeContract):
     pass

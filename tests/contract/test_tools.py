@@ -11,6 +11,7 @@ from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.testing import ToolContract
 from tests.contract.boxes import (
     Docker,
+    DockerNotebook,
     DockerWithoutPython,
     Landlock,
     Process,
@@ -287,3 +288,28 @@ class TestMultiCodeWithoutPython(DockerWithoutPython, MultiCodeExecutor):
     makes: ClassVar[str] = (
         "import os; os.makedirs('a/b'); open('a/b/c', 'w').close(); print(os.getuid())"
     )
+
+
+@needs_engine
+class TestPythonInNotebook(DockerNotebook, PythonExecutor):
+    pass
+
+
+@needs_engine
+class TestShellInNotebook(DockerNotebook, ShellExecutor):
+    pass
+
+
+@needs_engine
+class TestBackgroundInNotebook(DockerNotebook, BackgroundCommand):
+    pass
+
+
+@needs_engine
+class TestFilesInNotebook(DockerNotebook, FileOperation):
+    pass
+
+
+@needs_engine
+class TestMultiCodeInNotebook(DockerNotebook, MultiCodeExecutor):
+    pass

@@ -13,11 +13,13 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-__all__ = ["IMAGE", "WITHOUT_PYTHON", "docker_run", "why_no_engine"]
+__all__ = ["IMAGE", "WHEELS", "WITHOUT_PYTHON", "docker_run", "why_no_engine"]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "python:3.11-slim"
 WITHOUT_PYTHON = "ms-enclave-test-busybox"
+WHEELS = Path("/var/cache/ms-enclave/notebook")
+"""What the image of notebooks is built with."""
 _SITE, _CHECKOUT = "/opt/site", "/opt/checkout"
 
 
@@ -35,6 +37,8 @@ def why_no_engine() -> str | None:
         return "the Docker engine does not answer"
     if done.returncode:
         return f"{done.stderr.strip()}; as root: scripts/engine ensure"
+    if not WHEELS.is_dir():
+        return f"there is no {WHEELS}; as root: scripts/engine ensure"
     return None
 
 

@@ -47,7 +47,8 @@ RESPONSES = "CommandResult ExecutionResult HealthCheckResult SandboxInfo ToolRes
 
 NAMES = {
     "ms_enclave.boxes": (
-        "DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox register_sandbox"
+        "DockerNotebook DockerNotebookSandbox DockerSandbox Sandbox SandboxFactory "
+        "StatelessSandbox VolcengineSandbox register_sandbox"
     ),
     "ms_enclave.cli": "run_cmd",
     "ms_enclave.cli.cli": "run_cmd",
@@ -65,10 +66,12 @@ NAMES = {
         "ToolFactory ToolResult WriteFileRequest"
     ),
     "ms_enclave.sandbox.boxes": (
-        "DockerSandbox Sandbox SandboxFactory StatelessSandbox VolcengineSandbox register_sandbox"
+        "DockerNotebook DockerNotebookSandbox DockerSandbox Sandbox SandboxFactory "
+        "StatelessSandbox VolcengineSandbox register_sandbox"
     ),
     "ms_enclave.sandbox.boxes.stateless_sandbox": "StatelessSandbox",
     "ms_enclave.sandbox.boxes.volcengine": "VolcengineSandbox",
+    "ms_enclave.sandbox.boxes.docker_notebook": "DockerNotebook DockerNotebookSandbox",
     "ms_enclave.sandbox.boxes.docker_sandbox": "DockerSandbox",
     "ms_enclave.sandbox.boxes.base": "Sandbox SandboxFactory register_sandbox",
     "ms_enclave.sandbox.manager": (
@@ -104,12 +107,9 @@ NAMES = {
 }
 
 NOT_YET = {
-    "ms_enclave.boxes": "DockerNotebookSandbox",
     "ms_enclave.manager": "HttpSandboxManager",
     "ms_enclave.manager.http_manager": "HttpSandboxManager",
     "ms_enclave.sandbox": "HttpSandboxManager SandboxServer create_server",
-    "ms_enclave.sandbox.boxes": "DockerNotebookSandbox",
-    "ms_enclave.sandbox.boxes.docker_notebook": "DockerNotebookSandbox",
     "ms_enclave.sandbox.manager": "HttpSandboxManager",
     "ms_enclave.sandbox.manager.http_manager": "HttpSandboxManager",
     "ms_enclave.sandbox.server": "SandboxServer create_server",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ms_enclave.boxes.base import Sandbox
     from ms_enclave.boxes.commands import Command
+    from ms_enclave.boxes.docker_notebook import DockerNotebook, DockerNotebookSandbox
     from ms_enclave.boxes.docker_sandbox import DockerSandbox
     from ms_enclave.boxes.factory import SandboxFactory, register_sandbox
     from ms_enclave.boxes.files import Files
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Command",
+    "DockerNotebook",
+    "DockerNotebookSandbox",
     "DockerSandbox",
     "Files",
     "Kernel",
@@ -35,6 +38,8 @@ __all__ = [
 
 _HOMES = {
     "Command": "commands",
+    "DockerNotebook": "docker_notebook",
+    "DockerNotebookSandbox": "docker_notebook",
     "DockerSandbox": "docker_sandbox",
     "Files": "files",
     "Kernel": "kernels",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import weakref
@@ -269,6 +270,51 @@ class Engine:
         with _failures(f"pull the image {name}", bound=None):
             async for news in self.docker.images.pull(name, platform=platform, stream=True):
                 tell(news)
+
+    async def build(
+        self,
+        archive: bytes,
+        name: str,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        tell: Callable[[dict[str, Any]], object],
+    ) -> None:
+        """Build an image from an archive with a Dockerfile; what the engine tells meanwhile is
+        handed on. Cancelled, or where it fails, the images of its first steps are left."""
+        params = {
+            "t": name, "rm": "1", "forcerm": "1", "labels": json.dumps(dict(labels)),
+            "buildargs": json.dumps(dict(arguments)),
+        }  # fmt: skip
+        headers = {"Content-Type": "application/x-tar"}
+        doing, said = f"build the image {name}", ""
+        with _failures(doing, bound=None):
+            async with self.docker._query(
+                "build", "POST", params=params, data=io.BytesIO(archive), headers=headers,
+                timeout=aiohttp.ClientTimeout(),
+            ) as answer:  # fmt: skip
+                try:
+                    async for line in answer.content:
+                        news: dict[str, Any] = json.loads(line) if line.strip() else {}
+                        if "error" in news:
+                            raise explain(500, f"{news['error']}: {said.strip()}", doing)
+                        said = f"{said}{news.get('stream', '')}"[-2000:]
+                        tell(news)
+                finally:
+                    answer.close()
+
+    async def images(self, labels: Sequence[str]) -> Sequence[str]:
+        """The ids of the images with all these labels, those of steps of a build too."""
+        with _failures("list the images"):
+            filters = json.dumps({"label": labels})
+            found = await self.docker._query_json(
+                "images/json", params={"filters": filters, "all": "1"}
+            )
+            return [str(row["Id"]) for row in found]
+
+    async def remove_image(self, name: str) -> None:
+        """Remove an image that nothing has, by its id."""
+        with _failures("remove an image"):
+            await self.docker.images.delete(name)
 
     async def exists(self, container: Container, path: str) -> bool:
         """Whether there is anything at a path of a container that does not run."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox
     from ms_enclave.model.limits import ResolvedLimits
 
-__all__ = ["DockerSandbox"]
+__all__ = ["DockerSandbox", "load_engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class DockerSandbox(Sandbox):
     # --- its life ---
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        engines = await anyio.to_thread.run_sync(_load_engine)
+        engines = await anyio.to_thread.run_sync(load_engine)
         config = self._settings_of_docker
         self._limits = plans.limits_of(config)
         engine = self._engine = await engines.acquire()
@@ -151,21 +151,21 @@ class DockerSandbox(Sandbox):
     @classmethod
     async def find_all(cls) -> list[FoundSandbox]:
         """The containers of ours that the engine has. Raises EngineUnavailableError."""
-        engines = await anyio.to_thread.run_sync(_load_engine)
+        engines = await anyio.to_thread.run_sync(load_engine)
         async with engines.engine() as engine:
             return await _load_found().find(cls.sandbox_type, engine)
 
     @classmethod
     async def remove_found(cls, found: Sequence[FoundSandbox]) -> None:
         """Remove containers, running ones too. Raises EngineUnavailableError."""
-        await anyio.to_thread.run_sync(_load_engine)
+        await anyio.to_thread.run_sync(load_engine)
         await _load_found().remove(found)
 
     @classmethod
     async def clear_cache(cls, *, dry_run: bool = False) -> list[str]:
         """Remove the volumes with a Python for images without, as far as no container has them.
         Raises EngineUnavailableError."""
-        engines = await anyio.to_thread.run_sync(_load_engine)
+        engines = await anyio.to_thread.run_sync(load_engine)
         async with engines.engine() as engine:
             return await _load_found().clear(engine, dry_run=dry_run)
 
@@ -183,7 +183,7 @@ class DockerSandbox(Sandbox):
     async def _release(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            await _load_engine().release(engine)
+            await load_engine().release(engine)
 
     async def _find_image(self, engine: Engine, config: DockerSandboxConfig) -> dict[str, Any]:
         """What the engine knows of the image, which is fetched where the config says so."""
@@ -270,7 +270,7 @@ class DockerSandbox(Sandbox):
         reason = await engine.watch.reason(self._container.id, _REASON_BOUND)
         if reason is None and await engine.runs(self._container):
             raise SandboxStartError(error.message) from error
-        if reason is not None and not _load_engine().is_own_end(reason):
+        if reason is not None and not load_engine().is_own_end(reason):
             raise SandboxStartError(reason) from error
 
     async def _carry(
@@ -428,7 +428,7 @@ class DockerSandbox(Sandbox):
         self._lost(reason or f"The sandbox's container has ended{': ' + said if said else ''}")
 
 
-def _load_engine() -> ModuleType:
+def load_engine() -> ModuleType:
     """The module that talks to engines: it imports much, and files are read for it once."""
     try:
         from ms_enclave.boxes import _docker_engine

@@ -336,9 +336,23 @@ class DockerNotebookConfig(DockerSandboxConfig):
     """A container that serves Jupyter kernels."""
 
     image: str = Field(default="jupyter-kernel-gateway", min_length=1)
+    """The default one is built on first use; any other has to have the gateway."""
+    base_image: str = Field(default="python:3.11-slim", min_length=1)
+    """What the default image is built on."""
+    wheels: str | None = None
+    """A folder of wheels that the default image is built with, and then from no network."""
     host: str = "127.0.0.1"
-    port: int = Field(default=8888, ge=0, le=65535)
-    token: str | None = Field(default=None, repr=False)
+    """The address of the host at which `port` is published."""
+    port: int = Field(default=8888, ge=1, le=65535)
+    """Where the gateway listens: on the container's own loopback, and on the host only where this
+    is given."""
+    token: str | None = Field(default=None, min_length=1, repr=False)
+    """What the gateway asks for; a random one if None."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the gateway is to be reached from outside of the container."""
+        return "port" in self.model_fields_set
 
 
 _Served = Annotated[str | None, Field(pattern=r"^https?://")]

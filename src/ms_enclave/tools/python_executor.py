@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonExecutor"]
 
+_FRESH_ONLY = ("cwd", "env", "user")
+"""What only a fresh program can have."""
+
 
 class PythonExecutor(BuiltinTool):
     """Runs Python source as a fresh program; what it prints is the output."""
@@ -36,7 +39,7 @@ class PythonExecutor(BuiltinTool):
                 "type": "boolean",
                 "description": (
                     "True keeps variables from one call to the next, False starts afresh. "
-                    "Default: what the sandbox does by itself."
+                    "Default: a notebook keeps them, other sandboxes do not."
                 ),
             },
         },
@@ -54,6 +57,9 @@ class PythonExecutor(BuiltinTool):
     ) -> ToolResult:
         if not code.strip():
             raise ConfigError("No code provided")
+        if interactive is None:
+            other = any(options.get(name) is not None for name in _FRESH_ONLY)
+            interactive = "notebook" in context.capabilities and not other
         if interactive:
             return await self._run_cell(context, code, options)
         return from_command(self.name, await context.run_code(code, **options))
@@ -62,7 +68,7 @@ class PythonExecutor(BuiltinTool):
         self, context: SandboxContext, code: str, options: ProgramOptions
     ) -> ToolResult:
         """Run it where the last calls' variables are: by the sandbox's user, in one folder."""
-        other = [name for name in ("cwd", "env", "user") if options.get(name) is not None]
+        other = [name for name in _FRESH_ONLY if options.get(name) is not None]
         if other:
             raise ConfigError(f"{', '.join(other)}: not where variables are kept (interactive)")
         return await run_cell(
