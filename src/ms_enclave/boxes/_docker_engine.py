@@ -58,6 +58,9 @@ BOUNDS = {"work": 60.0, "look": 20.0, "greeting": 8.0, "undo": 8.0}
 at once; to say something; the same while a guest waits to be greeted; and to remove something,
 which is done later if it is not done then."""
 
+_START_LEFT = 3.0
+"""Seconds that a start which nobody waits for any more has to come to its end."""
+
 _LAST_WORDS = 0.2
 """Seconds that what a process has said may take to arrive after its end is known."""
 
@@ -148,9 +151,19 @@ class Engine:
         self._debts.owe("a container that was being made", remove_it)
 
     async def start(self, container: Container) -> None:
-        """Start it."""
-        with _failures("start the sandbox", bound="work"):
-            await container.start()
+        """Start it. Whoever is cancelled waits a moment for the end of that: engines have been seen
+        to leave a container running that was removed while they started it."""
+        starting = asyncio.ensure_future(container.start())
+        try:
+            with _failures("start the sandbox", bound="work"):
+                await asyncio.shield(starting)
+        finally:
+            if not starting.done():
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([starting], timeout=_START_LEFT)
+                starting.cancel()
+            if not starting.cancelled() and starting.done():
+                starting.exception()  # known to whoever was not cancelled
 
     async def attach(self, container: Container) -> Attached:
         """Its standard streams. What comes before it has started waits for it."""
