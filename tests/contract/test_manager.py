@@ -54,6 +54,8 @@ class TestLocalOverDockerWithoutPython(DockerWithoutPython, TestLocalOverDocker)
 
 @needs_engine
 class TestLocalOverDockerNotebook(DockerNotebook, Local):
+    brief: ClassVar[float] = 8.0
+
     async def run_code(self, manager: SandboxManager, code: str, **options: Any) -> Any:
         return await run_in_type("docker_notebook", manager, code, **options)
 

@@ -58,6 +58,7 @@ BOUNDS = {"work": 60.0, "look": 20.0, "greeting": 8.0, "undo": 8.0}
 at once; to say something; the same while a guest waits to be greeted; and to remove something,
 which is done later if it is not done then."""
 
+_REMOVALS = 3
 _START_LEFT = 3.0
 """Seconds that a start which nobody waits for any more has to come to its end."""
 
@@ -236,14 +237,21 @@ class Engine:
             await self._remove(container)
 
     async def _remove(self, container: Container) -> None:
-        try:
-            await container.delete(force=True, v=True)
-        except aiodocker.DockerError as error:
-            if error.status == 404:
+        for left in reversed(range(_REMOVALS)):
+            try:
+                await container.delete(force=True, v=True)
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return
+                if error.status == 409:
+                    await self._wait_for_removal(container)  # somebody is at it already
+                    return
+                # It ended by itself while the engine was about to kill it: then it is to be asked
+                # once more.
+                if not left or "is not running" not in str(error.message):
+                    raise
+            else:
                 return
-            if error.status != 409:
-                raise
-            await self._wait_for_removal(container)  # somebody is at it already
 
     async def _wait_for_removal(self, container: Container) -> None:
         try:

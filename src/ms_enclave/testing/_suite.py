@@ -23,6 +23,7 @@ __all__ = [
     "beats",
     "lacks",
     "needs",
+    "use_first",
     "wait_for_file",
 ]
 
@@ -61,7 +62,7 @@ class SandboxSuite:
         """One running sandbox for all tests of the class that do it no harm."""
         stack = AsyncExitStack()
         opened = call(stack.enter_async_context, cls.opened())
-        call(opened.files.exists, ".")  # what it makes on first use is there before any test
+        call(use_first, opened)
         try:
             yield opened
         finally:
@@ -72,6 +73,13 @@ class SandboxSuite:
         """A running sandbox for a test that breaks it or leaves things in it."""
         async with self.opened() as opened:
             yield opened
+
+
+async def use_first(box: Sandbox) -> None:
+    """Have a sandbox make what it makes on first use, so that no test seems to have left it."""
+    await box.files.exists(".")
+    if "notebook" in box.capabilities:
+        await box.kernel()
 
 
 def needs(box: Sandbox, capability: str) -> None:

@@ -14,7 +14,7 @@ from ms_enclave.context import SandboxContext
 from ms_enclave.errors import ConfigError, ToolNotFoundError
 from ms_enclave.loop import call
 from ms_enclave.model import ExecutionStatus, ToolResult, Verdict
-from ms_enclave.testing._suite import SandboxSuite
+from ms_enclave.testing._suite import SandboxSuite, use_first
 from ms_enclave.tools import Tool, ToolFactory
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ToolContract(SandboxSuite):
         """A running sandbox that has the tool."""
         stack = AsyncExitStack()
         opened = call(stack.enter_async_context, cls.opened(tools_config=[cls.tool_name]))
-        call(opened.files.exists, ".")  # what it makes on first use is there before any test
+        call(use_first, opened)
         try:
             yield opened
         finally:
