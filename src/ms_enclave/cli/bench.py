@@ -36,6 +36,10 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="Measure this row only; may be repeated."),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave this row out; may be repeated."),
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rounds; the best one counts (5).")
     ] = None,
@@ -60,7 +64,7 @@ def bench(
     gc.enable()  # a program that uses us collects, too
     from ms_enclave.bench import machine, report
 
-    rows = _choose(only or [])
+    rows = _choose(only or [], without or [])
     if rivals:
         from ms_enclave.bench.rivals import make
 
@@ -84,16 +88,17 @@ def bench(
     raise typer.Exit(_EXIT_MISSED if bad else 0)
 
 
-def _choose(names: Sequence[str]) -> list[Row]:
+def _choose(names: Sequence[str], without: Sequence[str]) -> list[Row]:
     from ms_enclave.bench.table import ROWS
 
     known = [row.name for row in ROWS]
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise typer.BadParameter(
-            f"--only: no row {', '.join(unknown)}; there are {', '.join(known)}"
-        )
-    return [row for row in ROWS if not names or row.name in names]
+    for option, given in (("--only", names), ("--without", without)):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise typer.BadParameter(
+                f"{option}: no row {', '.join(unknown)}; there are {', '.join(known)}"
+            )
+    return [row for row in ROWS if (not names or row.name in names) and row.name not in without]
 
 
 def _scale(rounds: int | None, quick: bool) -> Scale:
