@@ -67,17 +67,28 @@ class KernelMethods(Life):
             SandboxStartError: the kernel does not start.
         """
         inputs.validate_kernel_name(name)
-        modules = inputs.validate_modules(preload)
-        folder = inputs.resolve_cwd(cwd, self.config.working_dir)
-        environment = inputs.merge_environment(self._environment, self.config.env_vars, env)
+        request = self._kernel_request(preload, ipython=ipython, cwd=cwd, env=env)
         async with self._using():
             await self._require("kernel")
-            from ms_enclave.channel.process import KernelRequest  # only kernels need these
-
-            request = KernelRequest(
-                preload=modules, ipython=ipython, cwd=folder, env=environment, seed=self.config.seed
-            )
             return await self._find_kernels().get(name, request)
+
+    def _kernel_request(
+        self,
+        preload: Sequence[str] = (),
+        *,
+        ipython: bool = True,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> KernelRequest:
+        from ms_enclave.channel.process import KernelRequest  # only kernels need these
+
+        return KernelRequest(
+            preload=inputs.validate_modules(preload),
+            ipython=ipython,
+            cwd=inputs.resolve_cwd(cwd, self.config.working_dir),
+            env=inputs.merge_environment(self._environment, self.config.env_vars, env),
+            seed=self.config.seed,
+        )
 
     @on_loop
     async def list_kernels(self) -> list[KernelInfo]:

@@ -5,7 +5,9 @@ This module only makes the gateway a part of a container's life; see `_notebook_
 
 from __future__ import annotations
 
+import logging
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio.to_thread
@@ -13,7 +15,7 @@ import anyio.to_thread
 from ms_enclave.boxes import _notebook_image as images
 from ms_enclave.boxes.docker_sandbox import DockerSandbox, load_engine
 from ms_enclave.boxes.factory import register_sandbox
-from ms_enclave.errors import CapabilityError, SandboxLostError
+from ms_enclave.errors import CapabilityError, EnclaveError, SandboxLostError
 from ms_enclave.model import DockerNotebookConfig
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from ms_enclave.model import DockerSandboxConfig, SandboxConfig
 
 __all__ = ["DockerNotebook", "DockerNotebookSandbox"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @register_sandbox("docker_notebook")
@@ -85,6 +90,11 @@ class DockerNotebook(DockerSandbox):
         await gateway.start()
         self._gateway = gateway
         self._capabilities |= {"notebook"}
+        # A notebook is ready when a cell can run: the kernel that most ask for is there before.
+        try:
+            await self._find_kernels().prepare(self._kernel_request())
+        except EnclaveError as error:
+            logger.warning("notebook %s starts without a kernel: %s", self.id, error)
 
     async def _find_image(self, engine: Engine, config: DockerSandboxConfig) -> dict[str, Any]:
         """The image that the config names, built where it is ours and not there as it should be."""
@@ -117,6 +127,7 @@ class DockerNotebook(DockerSandbox):
         gateway = self._gateway
         if gateway is None:
             raise SandboxLostError(f"Sandbox {self.id} has no gateway")
+        request = replace(request, limits=request.limits or self._limits)
         self._kernel_id, kernel = await gateway.start_kernel(request)
         return kernel
 

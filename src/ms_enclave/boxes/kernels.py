@@ -347,7 +347,17 @@ class Kernels:
         self._home = home
         self._kernels: dict[str, Kernel] = {}
         self._making: dict[str, asyncio.Lock] = {}
+        self._spare: tuple[KernelRequest, _Session] | None = None
         self._owned = False
+
+    async def prepare(self, request: KernelRequest) -> None:
+        """Start one that nobody has asked for yet. The next that is to be just so is this one.
+
+        Raises:
+            SandboxStartError: it does not start.
+        """
+        self._own_all()
+        self._spare = (request, await _start(self._home, request))
 
     async def get(self, name: str, request: KernelRequest) -> Kernel:
         """The kernel of that name, made where there is none."""
@@ -355,14 +365,25 @@ class Kernels:
             found = self._kernels.get(name)
             if found is not None:
                 return found
-            if not self._owned:
-                self._home.own(self.aclose)
-                self._owned = True
+            self._own_all()
             kernel = Kernel(name, self._home, request)
-            kernel._session = await _start(self._home, request)  # pyright: ignore[reportPrivateUsage]
+            kernel._session = self._take_spare(request) or await _start(self._home, request)  # pyright: ignore[reportPrivateUsage]
             kernel._forget = lambda: self._drop(kernel)  # pyright: ignore[reportPrivateUsage]
             self._kernels[name] = kernel
             return kernel
+
+    def _own_all(self) -> None:
+        if not self._owned:
+            self._home.own(self.aclose)
+            self._owned = True
+
+    def _take_spare(self, request: KernelRequest) -> _Session | None:
+        """The one that was prepared, if it is what is wanted and lives."""
+        if self._spare is None or self._spare[0] != request or self._spare[1].death is not None:
+            return None
+        session = self._spare[1]
+        self._spare = None
+        return session
 
     def list(self) -> list[KernelInfo]:
         """What there is."""
@@ -376,6 +397,9 @@ class Kernels:
         """End all of them."""
         for kernel in list(self._kernels.values()):
             await kernel.delete()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await spare[1].end(Verdict.CANCELLED, "nobody has asked for it")
 
 
 async def _start(home: Home, request: KernelRequest) -> _Session:

@@ -11,6 +11,8 @@ import json
 import os
 import sys
 
+from tornado.iostream import IOStream
+
 folder = os.path.dirname(os.path.abspath(__file__))
 c = get_config()  # type: ignore[name-defined]  # noqa: F821 - the gateway's own
 
@@ -44,4 +46,12 @@ def _make_kernelspec():
         file.write(sys.executable)
 
 
+def _send_at_once():
+    """Have messages sent as they come. The gateway's server leaves it to the system to join small
+    ones, which holds each cell up until the other side has acknowledged the first: 40 ms."""
+    set_nodelay = IOStream.set_nodelay
+    IOStream.set_nodelay = lambda self, _value: set_nodelay(self, True)  # as often as it asks
+
+
 _make_kernelspec()
+_send_at_once()
