@@ -50,7 +50,11 @@ def _send_at_once():
     """Have messages sent as they come. The gateway's server leaves it to the system to join small
     ones, which holds each cell up until the other side has acknowledged the first: 40 ms."""
     set_nodelay = IOStream.set_nodelay
-    IOStream.set_nodelay = lambda self, _value: set_nodelay(self, True)  # as often as it asks
+
+    def always(self, value):
+        set_nodelay(self, True)
+
+    IOStream.set_nodelay = always  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _make_kernelspec()
