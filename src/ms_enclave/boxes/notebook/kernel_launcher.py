@@ -192,4 +192,5 @@ def main():
     App.launch_instance()
 
 
-main()
+if __name__ == "__main__":
+    main()
