@@ -462,6 +462,18 @@ def test_doctor_attacks_what_works_and_says_what_it_withstands() -> None:
     assert sum(row["tried"] for row in scores["process"]) > 200
 
 
+@pytest.mark.namespaces
+def test_doctor_sets_off_bombs_where_it_is_asked_to() -> None:
+    from ms_enclave.attack import BOMBS
+
+    done = enclave("doctor", "process", "--attack", "--exhaust", "--json", backend=False)
+    assert done.returncode == 0, done.stdout
+    for rows in json.loads(done.stdout).values():
+        outcomes = {row["case"]: row["outcome"] for row in rows}
+        assert {outcomes[bomb.name] for bomb in BOMBS} <= {"held", "bounded"}
+    assert enclave("doctor", "process", "--exhaust", backend=False).returncode == 125
+
+
 def test_doctor_does_not_attack_what_has_no_walls() -> None:
     done = enclave("doctor", "subprocess", "--attack", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (1, {})

@@ -1,18 +1,23 @@
 """Every case of `ms_enclave.attack` against every box: what went through is what its guards say.
 
-That a case can go through at all is shown by `scripts/switches`, which takes the guards away.
+That a case can go through at all is shown by `scripts/switches`, which takes the guards away; that
+a bomb can, by limits that it does not reach.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from ms_enclave.attack import CASES, Case, run_case
+from ms_enclave.attack import BOMBS, CASES, Case, run_case, unbounded
+from ms_enclave.attack.outside import Seen, check_bound, rows_of
 from ms_enclave.attack.runner import judge
+from ms_enclave.errors import CapabilityError
+from ms_enclave.model.limits import ResolvedLimits
 from tests.security.boxes import (
     ColdSandbox,
     LandlockSandbox,
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes import Sandbox
 
+EVERY = (*CASES, *BOMBS)
 CASE_BY_NAME = {case.name: case for case in CASES}
 
 
@@ -36,12 +42,12 @@ class AttackSuite(ABC):
     """By case, the guard that is off."""
 
     @abstractmethod
-    def create(self) -> Sandbox:
-        """The box that is attacked, not yet started."""
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
+        """The box that is attacked, not yet started, with these limits."""
 
-    @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+    @pytest.mark.parametrize("case", EVERY, ids=[case.name for case in EVERY])
     async def test_it_withstands(self, case: Case) -> None:
-        async with self.create() as box:
+        async with self.create(case.limits) as box:
             finding = await run_case(box, case)
             guard = self.bounded.get(case.name)
             assert finding.outcome == ("held" if guard is None else "bounded"), finding
@@ -57,30 +63,30 @@ ONE_ID = {} if os.geteuid() == 0 else {"ids": "own_ids"}
 class TestProcess(AttackSuite):
     bounded: ClassVar[Mapping[str, str]] = ONE_ID
 
-    def create(self) -> Sandbox:
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
         from ms_enclave.boxes.process_sandbox import ProcessSandbox
 
-        return ProcessSandbox()
+        return ProcessSandbox(dict(dict(limits)))
 
 
 @pytest.mark.namespaces
 class TestCold(TestProcess):
-    def create(self) -> Sandbox:
-        return ColdSandbox()
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
+        return ColdSandbox(dict(limits))
 
 
 @pytest.mark.namespaces
 class TestNoGroups(TestProcess):
-    def create(self) -> Sandbox:
-        return NoGroupsSandbox()
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
+        return NoGroupsSandbox(dict(dict(limits)))
 
 
 @pytest.mark.namespaces
 class TestLandlock(AttackSuite):
     bounded: ClassVar[Mapping[str, str]] = {"namespaces": "pid_namespace"}
 
-    def create(self) -> Sandbox:
-        return LandlockSandbox()
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
+        return LandlockSandbox(dict(limits))
 
 
 @pytest.mark.docker
@@ -94,10 +100,10 @@ class TestDocker(AttackSuite):
         "the_file_system": "read_only_root",
     }
 
-    def create(self) -> Sandbox:
+    def create(self, limits: Mapping[str, Any]) -> Sandbox:
         from ms_enclave.boxes import DockerSandbox
 
-        return DockerSandbox(dict(self.config))
+        return DockerSandbox({**limits, **self.config})
 
 
 @pytest.mark.docker
@@ -119,6 +125,53 @@ class TestDockerWithoutPython(TestDocker):
 async def test_control_without_a_filter_they_go_through(name: str) -> None:
     async with UnfilteredSandbox() as box:
         assert (await run_case(box, CASE_BY_NAME[name])).outcome in ("open", "bounded")
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("bomb", BOMBS, ids=[bomb.name for bomb in BOMBS])
+async def test_control_with_limits_that_it_does_not_reach_a_bomb_goes_through(bomb: Case) -> None:
+    case = unbounded(bomb)
+    async with TestProcess().create(case.limits) as box:
+        assert (await run_case(box, case)).outcome == "open"
+
+
+@pytest.mark.namespaces
+async def test_no_bomb_is_set_off_in_what_nobody_holds() -> None:
+    from ms_enclave.boxes.process_sandbox import ProcessSandbox
+
+    async with ProcessSandbox() as box:
+        check_bound(box)
+    async with ProcessSandbox({"memory_limit": None}) as box:
+        with pytest.raises(CapabilityError, match="bounds its memory"):
+            check_bound(box)
+        with pytest.raises(CapabilityError, match="bounds its memory"):
+            await run_case(box, BOMBS[0])
+
+
+WELL = Seen("process_limit", 1.0, 0.4, 50 << 20, 100, 0, "")
+SMALL = ResolvedLimits(timeout=5.0, memory=64 << 20, cpu=0.5, output=1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "guard"),
+    [
+        ({"wall": 11.0}, ""),
+        ({"survivors": 1}, ""),
+        ({"serves": "SandboxLostError"}, ""),
+        ({"kept": 5000}, ""),
+        ({"peak_memory": 200 << 20}, "cgroup_memory"),
+        ({"cpu": 1.0}, "cgroup_cpu"),
+    ],
+)
+def test_what_is_seen_from_outside_decides(change: dict[str, Any], guard: str) -> None:
+    bomb = BOMBS[0]
+    assert rows_of(bomb, SMALL, WELL) == {"go on": ["process_limit", ""]}
+    rows = rows_of(bomb, SMALL, replace(WELL, **change))
+    (breach,) = [row for row in rows.values() if row[0].startswith("ok: ")]
+    assert breach[1] == guard
+    assert judge(bomb, rows, {}).outcome == "open"
+    assert judge(bomb, rows, {guard: "off"}).outcome == "bounded"
+    assert rows_of(bomb, SMALL, replace(WELL, verdict="ok")) == {}
 
 
 def test_what_goes_through_is_bounded_only_by_a_guard_that_is_off() -> None:

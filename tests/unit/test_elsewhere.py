@@ -24,7 +24,7 @@ EVERY_MODULE = (
     PRELUDE
     + """
 only_on_linux = (
-    "ms_enclave.guest", "ms_enclave.spawner", "ms_enclave.attack.inside.escape",
+    "ms_enclave.guest", "ms_enclave.spawner", "ms_enclave.attack.inside.e",
     "ms_enclave.boxes._process_found", "ms_enclave.boxes._process_removed",
     "ms_enclave.boxes.notebook.",  # what runs in a container
 )

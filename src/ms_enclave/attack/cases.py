@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["CASES", "Case"]
 
@@ -19,6 +23,10 @@ class Case:
     """The module of `inside` that has it."""
     tries: str
     """What it tries, in words."""
+    limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a sandbox is made with in which it is tried; one that has some is a bomb."""
+    ends: tuple[str, ...] = ()
+    """The verdicts of whoever is outside that say that it was held."""
 
 
 def _group(group: str, *rows: tuple[int, str, str]) -> tuple[Case, ...]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.to_thread
 
+from ms_enclave.attack import outside
 from ms_enclave.attack.cases import CASES
 from ms_enclave.attack.inside.prelude import MARK
 from ms_enclave.attack.inside.theft import PLACES, digest_of
@@ -52,32 +52,43 @@ class Finding:
 
 
 async def run_cases(
-    make: Callable[[], Sandbox], cases: Sequence[Case] = CASES
+    make: Callable[[Mapping[str, Any]], Sandbox], cases: Sequence[Case] = CASES
 ) -> AsyncIterator[Finding]:
     """Run cases, each in a sandbox of its own, and give what came of each.
 
+    Args:
+        make: gives a sandbox that has not been started, with these limits in its config.
+
     Raises:
-        ConfigError: as `run_case`.
+        ConfigError, CapabilityError: as `run_case`.
         EnclaveError: a sandbox could not be made.
     """
     for case in cases:
-        async with make() as sandbox:
+        async with make(case.limits) as sandbox:
             yield await run_case(sandbox, case)
 
 
 async def run_case(sandbox: Sandbox, case: Case) -> Finding:
     """Run one case in a running sandbox, which may be worth nothing afterwards.
 
+    A bomb is to be run in a sandbox that was made with its `limits`.
+
     Raises:
         ConfigError: it has no walls at all, so what is tried would be done to this machine.
+        CapabilityError: the case is a bomb, and nothing outside holds the sandbox's memory or its
+            processes.
     """
     if sandbox.isolation.tier == "none":
         raise ConfigError(f"A sandbox of type {sandbox.sandbox_type} has no walls to attack")
+    return await (_set_off if case.limits else _try_out)(sandbox, case)
+
+
+async def _try_out(sandbox: Sandbox, case: Case) -> Finding:
     word = secrets.token_hex(16)
     canary = await anyio.to_thread.run_sync(_write_canary, word)
     try:
         os.environ[_CANARY] = word
-        program = await anyio.to_thread.run_sync(_program, case, word, canary)
+        program = await anyio.to_thread.run_sync(_probe, case, word, canary)
         result = await sandbox.run_code(program, timeout=_SECONDS)
     except EnclaveError as error:
         return Finding(case, "vacuous", detail=str(error))
@@ -85,10 +96,24 @@ async def run_case(sandbox: Sandbox, case: Case) -> Finding:
         os.environ.pop(_CANARY, None)
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(os.unlink, canary)
-    lines = [line for line in result.stdout.splitlines() if line.startswith(MARK)]
-    if not lines:
+    tried = outside.read(result.stdout, MARK)
+    if not tried:
         return Finding(case, "vacuous", detail=(result.error or result.stderr)[-500:])
-    tried = cast("dict[str, list[str]]", json.loads(lines[-1][len(MARK) :]))
+    return judge(case, tried, sandbox.isolation.guards)
+
+
+async def _set_off(sandbox: Sandbox, case: Case) -> Finding:
+    outside.check_bound(sandbox)
+    name = f"bomb-{secrets.token_hex(5)}"
+    program = await anyio.to_thread.run_sync(_bomb, case, name)
+    try:
+        result, seen = await outside.watch(sandbox, program, name)
+    except EnclaveError as error:
+        return Finding(case, "vacuous", detail=str(error))
+    tried = {**outside.read(result.stdout, MARK)}
+    tried |= outside.rows_of(case, sandbox.config.resolve_limits(), seen)
+    if not tried:
+        return Finding(case, "vacuous", detail=f"{seen.verdict}: {result.stderr[-500:]}")
     return judge(case, tried, sandbox.isolation.guards)
 
 
@@ -116,18 +141,28 @@ def _write_canary(word: str) -> str:
     return path
 
 
-def _program(case: Case, word: str, file: str) -> str:
+def _probe(case: Case, word: str, file: str) -> str:
     """The program that tries a case."""
     given = {
-        "NUMBERS": {name: numbers for name, (_, numbers) in seccomp.ARCHITECTURES.items()},
         "CANARY": word,
         "CANARY_FILE": file,
         "HOST": {path: digest for path in PLACES if (digest := digest_of(path))},
     }
-    parts = [_source("prelude"), _source(case.group)]
-    parts += [f"{name} = {value!r}" for name, value in given.items()]
+    parts = [f"{name} = {value!r}" for name, value in given.items()]
     parts.append(f"PASSED = set({_passed()}[platform.machine()])")
-    parts += [f"{case.name}()", "tell()"]
+    return _program(case, *parts, f"{case.name}()", "tell()")
+
+
+def _bomb(case: Case, name: str) -> str:
+    """The program that sets off a bomb, and fails where it was refused anything."""
+    return _program(
+        case, f"take_name({name!r})", f"{case.name}()", "tell()", "raise SystemExit(was_refused())"
+    )
+
+
+def _program(case: Case, *lines: str) -> str:
+    numbers = {name: numbers for name, (_, numbers) in seccomp.ARCHITECTURES.items()}
+    parts = (_source("prelude"), _source(case.group), f"NUMBERS = {numbers!r}", *lines)
     return _FUTURE + "\n".join(parts).replace(_FUTURE, "")
 
 

@@ -22,11 +22,15 @@ _MARKS = {
 }  # fmt: skip
 
 
-async def attack(found: Sequence[Diagnosis], console: Console) -> Scores:
-    """Run every case against every type, and every weaker tier, that works."""
+async def attack(found: Sequence[Diagnosis], console: Console, *, exhaust: bool) -> Scores:
+    """Run every case against every type, and every weaker tier, that works; and every bomb.
+
+    Raises:
+        CapabilityError: nothing outside holds what a bomb would use up.
+    """
     from rich.progress import Progress
 
-    from ms_enclave.attack import CASES, run_cases
+    from ms_enclave.attack import BOMBS, CASES, run_cases
     from ms_enclave.boxes.factory import SandboxFactory
 
     kinds: list[tuple[str, str, dict[str, Any]]] = []
@@ -36,12 +40,16 @@ async def attack(found: Sequence[Diagnosis], console: Console) -> Scores:
         name = each.sandbox_type
         kinds += [(f"{name}, {tier}", name, {"isolation": tier}) for tier in each.by_name]
     scores: Scores = {}
+    cases = (*CASES, *BOMBS) if exhaust else CASES
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("attacking", total=len(kinds) * len(CASES))
+        task = progress.add_task("attacking", total=len(kinds) * len(cases))
         for title, name, config in kinds:
             rows = scores[title] = []
             async for finding in run_cases(
-                lambda name=name, config=config: SandboxFactory.create_sandbox(name, dict(config))
+                lambda limits, name=name, config=config: SandboxFactory.create_sandbox(
+                    name, {**config, **limits}
+                ),
+                cases,
             ):
                 rows.append(finding)
                 progress.advance(task)

@@ -34,6 +34,12 @@ def doctor(
         bool,
         typer.Option("--attack", help="Attack what works, and say what it withstands."),
     ] = False,
+    exhaust: Annotated[
+        bool,
+        typer.Option(
+            "--exhaust", help="With --attack: use up memory, processes, disk and more, too."
+        ),
+    ] = False,
 ) -> None:
     """Say which sandbox types work here, which guards are active and what to do about the rest.
 
@@ -42,13 +48,16 @@ def doctor(
     """
     from ms_enclave import loop
 
-    if apply and not fix:
-        raise typer.BadParameter("--apply goes with --fix")
-    if attack and fix:
-        raise typer.BadParameter("--attack does not go with --fix")
+    for wrong, text in (
+        (apply and not fix, "--apply goes with --fix"),
+        (attack and fix, "--attack does not go with --fix"),
+        (exhaust and not attack, "--exhaust goes with --attack"),
+    ):
+        if wrong:
+            raise typer.BadParameter(text)
     found = loop.call(_diagnose, names or [])
     if attack:
-        raise typer.Exit(_attack(found, as_json=json))
+        raise typer.Exit(_attack(found, as_json=json, exhaust=exhaust))
     if fix:
         if _mend(found, apply=apply):
             found = loop.call(_diagnose, names or [])
@@ -65,13 +74,13 @@ def doctor(
     raise typer.Exit(0 if any(each.works for each in found) else _EXIT_NOTHING_WORKS)
 
 
-def _attack(found: Sequence[Diagnosis], *, as_json: bool) -> int:
+def _attack(found: Sequence[Diagnosis], *, as_json: bool, exhaust: bool) -> int:
     from rich.console import Console
 
     from ms_enclave import loop
     from ms_enclave.cli import _attack as attacks
 
-    scores = loop.call(attacks.attack, found, Console(stderr=True))
+    scores = loop.call(attacks.attack, found, Console(stderr=True), exhaust=exhaust)
     if as_json:
         from json import dumps
 

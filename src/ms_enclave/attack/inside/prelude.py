@@ -85,6 +85,16 @@ def in_a_copy(name: str, action: Callable[..., Any], *arguments: Any, guard: str
     note(name, f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said, guard)
 
 
+def take_name(name: str) -> None:
+    """Be called so, with all who come of us, for whoever looks from outside. At most 15 bytes."""
+    _libc.prctl(15, name.encode(), 0, 0, 0)
+
+
 def tell() -> None:
     """Say everything, on a line of its own."""
     os.write(1, ("\n" + MARK + json.dumps(tried) + "\n").encode())
+
+
+def was_refused() -> bool:
+    """Whether anything was."""
+    return any(not row[0].startswith("ok") for row in tried.values())
