@@ -25,7 +25,7 @@ from ms_enclave.channel.guest_socket import GuestSocket
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["PROGRAM", "Guest", "hostile_guest", "local_guest", "start_guest"]
+__all__ = ["AHEAD", "PROGRAM", "Guest", "hostile_guest", "local_guest", "start_guest"]
 
 _PACKAGES = str(Path(ms_enclave.__file__).parent)
 
@@ -37,6 +37,9 @@ from guest import server
 sys.path.pop(0)
 server.serve(int(sys.argv[1]))
 """
+
+AHEAD = PROGRAM.replace("argv[1])", "argv[1]), ahead=True")
+"""One that makes the processes of a program before it is asked for, as in containers."""
 
 
 def start_guest(

@@ -11,12 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from .ahead import Starter
     from .loop import Loop, Steps, Task
 
     class Sender(Protocol):
         """The guest's end of the channel."""
 
         loop: Loop
+        starter: Starter
         folder: bytes
         moved: list[tuple[bytes, bytes]]
 

@@ -67,5 +67,5 @@ def main(offer: Offer | None) -> NoReturn:
     kills.start()
     __import__("fcntl")  # else each program loads it, just before it begins
     execution.hide()
-    server.serve_link(link)
+    server.serve_link(link, ahead=True)
     os._exit(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import marshal
 import os
 import resource
 import signal
@@ -26,10 +27,10 @@ __all__ = [
     "NOT_FOUND",
     "Child",
     "Program",
+    "Waiting",
     "become_subreaper",
-    "children",
+    "can_wait",
     "close_from",
-    "descendants",
     "exit_code",
     "fork",
     "hide",
@@ -37,6 +38,7 @@ __all__ = [
     "resize",
     "start",
     "start_worker",
+    "wait",
 ]
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -51,6 +53,7 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
 _RECORD = struct.Struct("!qqdd")
+_LENGTH = struct.Struct("!I")
 _CODE_IN_ARGV = 1 << 16  # one argument may have 128 KiB
 _CODE_FROM_DESCRIPTOR = (
     "exec(compile(__import__('os').fdopen(%d, encoding='utf-8').read(), '<string>', 'exec'))"
@@ -180,6 +183,81 @@ def start(program: Program, stdin: bool) -> Child:
     return Child(supervisor, report[0], ours[0], ours[1], ours[2], master, kept, said)
 
 
+class Waiting:
+    """Both processes of a program that nobody has asked for yet, and our ends of its pipes.
+
+    Its owner has it `become` a program, once, or closes it: then they end by themselves.
+    """
+
+    def __init__(self, child: Child, orders: int) -> None:
+        self._child = child
+        self._orders = orders
+        self.supervisor = child.supervisor
+
+    def become(self, program: Program, stdin: bool) -> Child | None:
+        """Have it be a program; None where it no longer can, or the program is too long to tell
+        without waiting. Then it is to be closed."""
+        what: Any = (
+            list(program.argv), program.env, program.cwd, program.user, program.limits,
+            program.code, stdin,
+        )  # fmt: skip
+        order = marshal.dumps(what)
+        try:
+            if os.waitid(os.P_PID, self.supervisor, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return None
+            told = os.write(self._orders, _LENGTH.pack(len(order)) + order)
+        except OSError:
+            return None
+        if told < _LENGTH.size + len(order):
+            return None
+        self._close_orders()
+        child = self._child
+        child.read_report()
+        for pid in {self.supervisor, child.pid} - {0}:  # any program may have stopped them
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+        if not stdin:
+            child.close_one("stdin")
+        return child
+
+    def _close_orders(self) -> None:
+        descriptor, self._orders = self._orders, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        self._close_orders()
+        for name in ("report", "stdin", "stdout", "stderr"):
+            self._child.close_one(name)
+
+
+def can_wait(program: Program) -> bool:
+    """Whether what waits can become this program: not one with a terminal or a channel."""
+    return program.pty is None and program.kernel is None
+
+
+def wait() -> Waiting:
+    """Fork what can be told later what to become. Fails only where a fork or a pipe does."""
+    become_subreaper()
+    opened: list[int] = []
+    try:
+        report = _remember(opened, os.pipe2(os.O_CLOEXEC))
+        orders = _remember(opened, os.pipe2(os.O_CLOEXEC))
+        theirs, ours = _pipes(True, opened)
+        supervisor = fork()
+    except OSError:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise
+    if supervisor == 0:
+        _supervise(None, report[1], [*theirs, orders[0]], -1)
+    for descriptor in (*theirs, report[1], orders[0]):
+        os.close(descriptor)
+    for descriptor in (report[0], *ours, orders[1]):
+        os.set_blocking(descriptor, False)
+    return Waiting(Child(supervisor, report[0], ours[0], ours[1], ours[2]), orders[1])
+
+
 def _channel(streams: list[int], opened: list[int]) -> tuple[list[int], int]:
     """The descriptors of a kernel from 0 on, and our end of what it says: it reads nothing from 0,
     but from 3 what others have there, and says what it says on 4."""
@@ -268,7 +346,7 @@ def start_worker(work: Callable[[int], None]) -> tuple[int, int]:
 # --- in the supervisor ---
 
 
-def _supervise(program: Program, report: int, streams: list[int], terminal: int) -> NoReturn:
+def _supervise(program: Program | None, report: int, streams: list[int], terminal: int) -> NoReturn:
     try:
         os.setsid()  # signals to the program's group are not for us
         become_subreaper()
@@ -302,7 +380,8 @@ def _collect(pid: int, report: int) -> None:
 # --- in the program ---
 
 
-def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
+def _become(program: Program | None, streams: list[int], terminal: int) -> NoReturn:
+    """Be a program, or wait at the last of the streams for what to be."""
     try:
         os.setsid()
         if terminal >= 0:
@@ -310,6 +389,8 @@ def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
 
             fcntl.ioctl(terminal, _TIOCSCTTY, 0)
         _place_streams(streams)
+        if program is None:
+            program = _ordered(len(streams) - 1)
         argv = _source_argv(program) if program.code is not None else list(program.argv)
         os.umask(0o022)
         status = _enter(program)
@@ -323,6 +404,31 @@ def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
         _complain(f"{type(error).__name__}: {error}")
     finally:
         os._exit(NOT_EXECUTABLE)
+
+
+def _ordered(orders: int) -> Program:
+    """What the guest says to become; it ends here where the guest has changed its mind."""
+    size = _read_all(orders, _LENGTH.size)
+    order = _read_all(orders, _LENGTH.unpack(size)[0])
+    os.close(orders)
+    argv, env, cwd, user, limits, code, stdin = marshal.loads(order)  # noqa: S302 - our own
+    program = Program(argv, env, cwd, user, limits)
+    program.code = code
+    if not stdin:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+    return program
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = os.read(descriptor, size - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return data
 
 
 def _place_streams(streams: list[int]) -> None:
@@ -533,56 +639,6 @@ def become_subreaper() -> bool:
         except (ImportError, OSError, AttributeError):
             _subreaper = False
     return bool(_subreaper) and _subreaper(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-
-
-def descendants(root: int) -> tuple[set[int], set[int]]:
-    """The processes below one: those that live, and those of them that can do something.
-
-    What is stopped cannot; nor can what waits in the kernel, as the parent of a `vfork` does for
-    a child that was stopped before it had become another program.
-    """
-    below = _families()
-    alive: set[int] = set()
-    moving: set[int] = set()
-    todo = [root]
-    while todo:
-        for pid, state in below.get(todo.pop(), ()):
-            todo.append(pid)
-            if state not in "ZX":
-                alive.add(pid)
-                if state not in "TtD":
-                    moving.add(pid)
-    return alive, moving
-
-
-def children(parent: int) -> set[int]:
-    """The processes that a process has to wait for, ended ones included."""
-    return {pid for pid, _ in _families().get(parent, ())}
-
-
-def _families() -> dict[int, list[tuple[int, str]]]:
-    """Process ids and states, by parent."""
-    below: dict[int, list[tuple[int, str]]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            entry = _parent_and_state(name)
-            if entry is not None:
-                below.setdefault(entry[0], []).append((int(name), entry[1]))
-    return below
-
-
-def _parent_and_state(pid: str) -> tuple[int, str] | None:
-    try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fields = os.read(descriptor, 1024).rpartition(b")")[2].split()
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return (int(fields[1]), fields[0].decode("ascii")) if len(fields) > 1 else None
 
 
 def exit_code(status: int) -> tuple[int, int | None]:

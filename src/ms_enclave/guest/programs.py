@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from . import execution, kills
+from . import execution, families, kills
 from .call import Refused
 from .loop import READ, WRITE, Cancelled, Task
 from .protocol import STDERR, STDIN, STDOUT, TERMINAL
@@ -32,7 +32,7 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
     Cancelled, it kills what still runs of a program that has not ended; what a program left
     running behind itself is left alone.
     """
-    child = execution.start(_program(call), call.flag("stdin"))
+    child = call.sender.starter.start(_program(call), call.flag("stdin"))
     call.child = child
     call.loop.own_child(child.supervisor, lambda status, _usage: _on_gone(call, status))
     relay = _Relay(call, child)
@@ -48,6 +48,7 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
         raise
     finally:
         relay.close()
+        call.sender.starter.ended(child)
     return {}
 
 
@@ -157,6 +158,7 @@ class _Relay:
         code, number = execution.exit_code(status)
         figures = {"cpu_user": user, "cpu_system": system, "peak_memory": peak or None}
         self._call.send_event(dict(figures, exit=code, signal=number, hit=self._hit))
+        self._call.sender.starter.ended(self._child)
 
     def _pump(self, name: str, channel: int) -> bool:
         """Send what a pipe holds; True when there may be more to send at once."""
@@ -321,7 +323,7 @@ class _Hunt:
 
     def round(self) -> float:
         """Do what can be done now; gives the seconds to wait before the next round."""
-        alive, moving = execution.descendants(self._supervisor)
+        alive, moving = families.descendants(self._supervisor)
         for pid in moving:
             _signal(pid, signal.SIGSTOP)
         self._rounds += 1
@@ -342,11 +344,11 @@ class _Hunt:
 def _kill_orphans(loop: Loop) -> Steps[None]:
     """Kill what has become a child of ours because its supervisor is gone."""
     while True:
-        orphans = execution.children(os.getpid()) - loop.owned
+        orphans = families.children(os.getpid()) - loop.owned
         if not orphans:
             return
         for orphan in orphans:
-            for pid in execution.descendants(orphan)[0] | {orphan}:
+            for pid in families.descendants(orphan)[0] | {orphan}:
                 _signal(pid, signal.SIGKILL)
         loop.reap()
         yield _FIRST_PAUSE

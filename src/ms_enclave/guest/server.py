@@ -13,6 +13,7 @@ import sys
 import time
 
 from . import archive, files, ports, programs, protocol, search, watch
+from .ahead import Starter
 from .call import Call
 from .loop import READ, WRITE, Cancelled, Loop, Task
 
@@ -48,7 +49,7 @@ for _module in (files, archive, search, programs, ports, watch):
     _OPERATIONS.update(_module.OPERATIONS)
 
 
-def serve(fd: int, moved: Sequence[Sequence[str]] = ()) -> None:
+def serve(fd: int, moved: Sequence[Sequence[str]] = (), *, ahead: bool = False) -> None:
     """Serve the host at the other end of a connected stream socket, until it hangs up.
 
     The descriptor is taken over and closed. Relative paths start where this process is, unless the
@@ -60,7 +61,7 @@ def serve(fd: int, moved: Sequence[Sequence[str]] = ()) -> None:
         if spare > 2:
             os.close(spare)
             break
-    serve_link(as_link(fd), moved)
+    serve_link(as_link(fd), moved, ahead=ahead)
 
 
 def as_link(fd: int) -> Link:
@@ -68,10 +69,16 @@ def as_link(fd: int) -> Link:
     return _Socket(fd)
 
 
-def serve_link(link: Link, moved: Sequence[Sequence[str]] = ()) -> None:
-    """The same over any link, which is closed at the end."""
+def serve_link(link: Link, moved: Sequence[Sequence[str]] = (), *, ahead: bool = False) -> None:
+    """The same over any link, which is closed at the end.
+
+    Args:
+        link: where the host is.
+        moved: folders that were moved.
+        ahead: whether the next program's processes are made before it is asked for.
+    """
     loop = Loop()
-    server = _Server(link, loop, moved)
+    server = _Server(link, loop, moved, ahead)
     try:
         server.run()
     finally:
@@ -105,8 +112,9 @@ class _Socket:
 
 
 class _Server:
-    def __init__(self, link: Link, loop: Loop, moved: Sequence[Sequence[str]]) -> None:
+    def __init__(self, link: Link, loop: Loop, moved: Sequence[Sequence[str]], ahead: bool) -> None:
         self.loop = loop
+        self.starter = Starter(loop, ahead)
         self.folder = os.getcwdb()
         self.moved = [(os.fsencode(name), os.fsencode(place)) for name, place in moved]
         self._link = link
@@ -139,6 +147,7 @@ class _Server:
         """Cancel all calls and wait, within bounds, until what they started is gone."""
         self._out.clear()
         self._open = False
+        self.starter.close()
         self.loop.unwatch(self._link.source())
         self.loop.unwatch(self._link.target())
         for call in list(self._calls.values()):

@@ -13,8 +13,11 @@ import pytest
 from ms_enclave.channel import SpawnRequest
 from ms_enclave.errors import ConfigError
 from ms_enclave.model.limits import ResolvedLimits
+from tests.support.guests import AHEAD, PROGRAM, local_guest
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from anyio.abc import ByteReceiveStream
 
     from ms_enclave.channel import Exit, Process
@@ -85,6 +88,63 @@ async def appears(path: Any) -> None:
     with anyio.fail_after(10):
         while not path.exists():
             await asyncio.sleep(0.005)
+
+
+def below(pid: int) -> list[int]:
+    """The children of a process."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return []
+
+
+async def waits(guest: Guest) -> tuple[int, int]:
+    """The two processes of the program that nobody has asked for yet, once they are there."""
+    with anyio.fail_after(10):
+        while True:
+            for supervisor in below(guest.child.pid):
+                for pid in below(supervisor):
+                    return supervisor, pid
+            await asyncio.sleep(0.005)
+
+
+async def is_dead(pid: int) -> None:
+    """Wait until a process has ended, whether it was reaped or not."""
+    with anyio.fail_after(10):
+        while True:
+            try:
+                with open(f"/proc/{pid}/stat") as file:
+                    if file.read().rpartition(")")[2].split()[0] in "ZX":
+                        return
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=[PROGRAM, AHEAD], ids=["asked", "ahead"])
+def how(request: pytest.FixtureRequest) -> str:
+    """Whether a guest makes a program's processes when it is asked for it, or before."""
+    return request.param
+
+
+@pytest.fixture
+async def guest(python: str, how: str) -> AsyncGenerator[Guest]:
+    """A guest; of one that makes them before, they are there."""
+    async with local_guest(python, how) as started:
+        if how is AHEAD:
+            await run(started, request("true"))
+            await waits(started)
+        yield started
+
+
+@pytest.fixture
+async def early(python: str) -> AsyncGenerator[Guest]:
+    """A guest with the processes of the next program there."""
+    async with local_guest(python, AHEAD) as started:
+        await run(started, request("true"))
+        await waits(started)
+        yield started
 
 
 async def test_streams_come_back_apart_and_the_status_too(guest: Guest) -> None:
@@ -447,3 +507,51 @@ async def test_a_receive_that_is_cancelled_loses_nothing(guest: Guest) -> None:
         pass
     assert data == b"".join(b"%d\n" % number for number in range(200))
     await process.aclose()
+
+
+async def test_what_was_made_before_becomes_the_program(early: Guest) -> None:
+    supervisor, pid = await waits(early)
+    _, out, _ = await run(early, request("sh", "-c", "echo $$ $PPID $NAME; cat", stdin=True), b"in")
+    assert out.decode() == f"{pid} {supervisor} é\nin"
+    assert set(await waits(early)).isdisjoint((pid, supervisor))
+
+
+async def test_nothing_is_made_while_a_program_runs(early: Guest) -> None:
+    process = await early.connection.spawn(request("sleep", "1000"))
+    await run(early, request("true"))
+    assert await early.connection.exists(".")  # a round later
+    assert len(below(early.child.pid)) == 1
+    await process.aclose()
+    await waits(early)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["supervisor", "program"])
+async def test_what_was_made_before_and_killed_is_made_anew(early: Guest, which: int) -> None:
+    for _ in range(3):
+        pid = (await waits(early))[which]
+        os.kill(pid, signal.SIGKILL)
+        await is_dead(pid)
+        ended, out, _ = await run(early, request("echo", "well"))
+        assert (ended.exit_code, out) == (0, b"well\n")
+
+
+async def test_what_was_made_before_and_stopped_goes_on(early: Guest) -> None:
+    for pid in await waits(early):
+        os.kill(pid, signal.SIGSTOP)
+    with anyio.fail_after(10):
+        ended, out, _ = await run(early, request("echo", "well"))
+    assert (ended.exit_code, out) == (0, b"well\n")
+
+
+async def test_what_is_too_long_to_be_told_runs_all_the_same(early: Guest) -> None:
+    words = [str(number) for number in range(20_000)]
+    _, out, _ = await run(early, request("printf", "%s ", *words))
+    assert out.split() == [word.encode() for word in words]
+    await waits(early)
+
+
+async def test_what_waits_ends_with_its_guest(early: Guest) -> None:
+    both = await waits(early)
+    early.child.kill()
+    for pid in both:
+        await is_dead(pid)
