@@ -193,7 +193,7 @@ ALLOWED = frozenset(
     setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit
     setsid setsockopt setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown
     sigaltstack signalfd signalfd4 splice stat statfs statx symlink symlinkat sync
-    sync_file_range sync_file_range2 syncfs sysinfo tee tgkill time timer_create timer_delete
+    sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete
     timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime
     timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat utimes
     vfork wait4 waitid write writev

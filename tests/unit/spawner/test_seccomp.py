@@ -1,15 +1,12 @@
-"""The filter is its policy: compared instruction by instruction with an interpreter of BPF, with
-libseccomp as a reference of the format, and with what a real kernel does."""
+"""The filter is its policy: compared instruction by instruction with an interpreter of BPF, and
+with what a real kernel does. What libseccomp says stands in `test_libseccomp.py`."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import operator
 import os
 import platform
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +17,7 @@ from hypothesis import strategies as st
 
 import ms_enclave
 from ms_enclave.spawner import seccomp
+from tests.support.bpf import interpret
 
 SETTINGS: tuple[seccomp.Setting, ...] = ("carrier", "namespaces", "host")
 MACHINES = sorted(seccomp.ARCHITECTURES)
@@ -34,28 +32,6 @@ arguments = st.tuples(
         for _ in range(6)
     ]
 )
-
-
-JUMPS = {0x15: operator.eq, 0x25: operator.gt, 0x35: operator.ge}
-
-
-def interpret(program: bytes, number: int, audit: int, values: tuple[int, ...]) -> int:
-    """What the kernel returns for a call: the classic BPF that a filter may hold."""
-    data = struct.pack("<IIQ6Q", number, audit, 0, *values)
-    code = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
-    at = accumulator = 0
-    while True:
-        operation, yes, no, constant = code[at]
-        at += 1
-        if operation == 0x20:
-            accumulator = struct.unpack_from("<I", data, constant)[0]
-        elif operation == 0x54:
-            accumulator &= constant
-        elif operation in JUMPS:
-            at += yes if JUMPS[operation](accumulator, constant) else no
-        else:
-            assert operation == 0x06, f"an operation that is not known here: {operation:#x}"
-            return constant
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -134,79 +110,6 @@ def test_arguments_are_compared_as_the_kernel_takes_them(
     audit, numbers = seccomp.ARCHITECTURES["x86_64"]
     program = seccomp.compile_filter("x86_64", "carrier")
     assert interpret(program, numbers[name], audit, values) == expected
-
-
-class _Compare(ctypes.Structure):
-    _fields_ = [
-        ("arg", ctypes.c_uint),
-        ("op", ctypes.c_int),
-        ("datum_a", ctypes.c_uint64),
-        ("datum_b", ctypes.c_uint64),
-    ]
-
-
-MASKED_EQUAL = 7
-
-
-def reference(path: Path, setting: seccomp.Setting) -> bytes:
-    """The same policy, compiled by libseccomp."""
-    try:
-        library = ctypes.CDLL("libseccomp.so.2")
-    except OSError:
-        pytest.skip("libseccomp.so.2 is not installed: apt-get install libseccomp2")
-    library.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(library.seccomp_init(seccomp.ENOSYS))
-    numbers = seccomp.ARCHITECTURES["x86_64"][1]
-
-    def add(action: int, name: str, *compared: tuple[int, int, int]) -> None:
-        rows = (_Compare * max(1, len(compared)))(
-            *[_Compare(index, MASKED_EQUAL, mask, value) for index, mask, value in compared]
-        )
-        done = library.seccomp_rule_add_array(
-            context, ctypes.c_uint32(action), numbers[name], len(compared), rows
-        )
-        assert done == 0, (name, done)
-
-    compared_calls = seccomp.checked_calls(setting)
-    for name in numbers:
-        if name in compared_calls:
-            match, _, alternatives = compared_calls[name]
-            for alternative in alternatives:
-                add(match, name, *alternative)
-        else:
-            action = seccomp.action_of("x86_64", numbers[name], setting=setting)
-            if action == seccomp.TRACE:
-                action = 0x7FF00000
-            if action != seccomp.ENOSYS:
-                add(action, name)
-    with path.open("wb") as file:
-        assert library.seccomp_export_bpf(context, file.fileno()) == 0
-    library.seccomp_release(context)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for the machine it runs on")
-def test_libseccomp_makes_the_same_of_the_same_policy(
-    tmp_path: Path, setting: seccomp.Setting
-) -> None:
-    """Wherever a call has no argument rule the two agree for every number; where it has one, on
-    the alternatives (what libseccomp does in the other case is its default, not ours)."""
-    theirs = reference(tmp_path / "reference.bpf", setting)
-    ours = seccomp.compile_filter("x86_64", setting)
-    audit, numbers = seccomp.ARCHITECTURES["x86_64"]
-    compared_calls = seccomp.checked_calls(setting)
-    checked = {numbers[name]: name for name in compared_calls if name in numbers}
-    samples = [(0,) * 6, *((value,) * 6 for value in INTERESTING)]
-    for number in range(600):
-        for values in samples:
-            mine = interpret(ours, number, audit, values)
-            other = interpret(theirs, number, audit, values)
-            if number in checked:
-                match = compared_calls[checked[number]][0]
-                assert (mine == match) == (other == match), (checked[number], values)
-            else:
-                assert mine == other, (number, values)
 
 
 HEAD = """
