@@ -8,14 +8,19 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from ms_enclave.boxes._process_request import rlimits
+from ms_enclave.boxes.docker_sandbox import DockerSandbox
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
 from ms_enclave.model import ProcessSandboxConfig
 from tests.security.boxes import ColdSandbox, NoGroupsSandbox, find_processes, namespaces, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.namespaces]
 
@@ -112,6 +117,25 @@ async def test_the_init_of_a_slot_has_nothing_to_give() -> None:
         group.cancel_scope.cancel()
 
 
+async def test_whoever_serves_it_stands_in_its_root_and_not_in_the_hosts() -> None:
+    async with ProcessSandbox() as box, anyio.create_task_group() as group:
+        pid = (await live_processes(box, group))[0]
+        station = next(
+            each for each in ancestors(pid) if namespaces(each)["pid"] != namespaces(pid)["pid"]
+        )
+        for each in (pid, station):
+            folder, root = (os.stat(f"/proc/{each}/{name}") for name in ("cwd", "root"))
+            assert os.path.samestat(folder, root) is (each == station)
+            assert not os.path.samestat(root, os.stat("/"))
+        group.cancel_scope.cancel()
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        yield pid
+        pid = int(status_of(pid)["PPid"])
+
+
 # --- the golden description ---------------------------------------------------------------------
 
 DESCRIBE = """
@@ -128,7 +152,7 @@ mounts = []
 for line in rows("/proc/self/mountinfo"):
     words = line.split()
     rest = words[words.index("-") + 1:]
-    mounts.append([words[4], words[5], rest[0], rest[2]])
+    mounts.append([words[4], words[5], rest[0], rest[2], " ".join(words[6:words.index("-")])])
 json.dump({
     "status": {name: status[name].split() for name in wanted},
     "limits": dict(zip([line[:25].strip() for line in rows("/proc/self/limits")[1:]], limits)),
@@ -228,6 +252,11 @@ def test_the_limits_of_a_program_are_these() -> None:
     assert {number: soft for number, (soft, _) in found.items() if number != 3} == {
         number: hard for number, (_, hard) in found.items() if number != 3
     }
+    config = ProcessSandboxConfig(memory_limit="100m", cpu_time_limit=5.5, file_size_limit="1m")
+    alone = rlimits(config.resolve_limits(), frozenset())
+    assert alone == {
+        **found, 0: (7, 8), 1: (1 << 20, 1 << 20), 2: (456 << 20, 456 << 20), 6: (128, 128),
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has so much")
@@ -245,9 +274,35 @@ def test_what_the_caller_has_more_does_not_come_along(kind: type[ProcessSandbox]
     assert set(seen["environment"]) <= {"HOME", "LANG", "LC_CTYPE", "PATH"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make such mounts")
+def test_what_the_host_mounts_later_does_not_come_along() -> None:
+    """With every mount of the caller's in a group of peers, as where a service manager runs."""
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "shared",
+         sys.executable, "-c", CALLER, ProcessSandbox.__name__],
+        capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    check_mounts(json.loads(done.stdout)["mounts"])
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("hardening", "given"),
+    [("default", {0, 1, 3, 5, 6, 7}), ("strict", set[int]())],  # CAP_CHOWN to CAP_SETUID
+    ids=["default", "strict"],
+)
+async def test_a_container_can_be_given_no_more_than_these(hardening: str, given: set[int]) -> None:
+    """What a program has may be less; what it could ever be given is its bounding set."""
+    async with DockerSandbox({"hardening": hardening}) as box:
+        shown = (await box.execute_command("grep ^CapBnd /proc/self/status")).stdout
+    bound = int(shown.split()[1], 16)
+    assert {number for number in range(64) if bound >> number & 1} == given
+
+
 def check_mounts(mounts: list[list[str]]) -> None:
     shown = {target: (flags.split(","), kind, set(options.split(",")))
-             for target, flags, kind, options in mounts}  # fmt: skip
+             for target, flags, kind, options, _ in mounts}  # fmt: skip
+    assert not {target: peers for target, *_, peers in mounts if peers}
     for target, (flags, kind, options) in MOUNTS.items():
         assert [word for word in shown[target][0] if not word.endswith("atime")] == flags.split()
         assert shown[target][1] == kind

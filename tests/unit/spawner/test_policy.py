@@ -45,6 +45,7 @@ def policy() -> str:
                 action = seccomp.action_of(machine, numbers[name], setting=setting)
                 said.append(WORDS[action] if row is None else _words(row))
             lines.append(" | ".join([machine, name, *said]))
+    lines += [f"listened | {name}" for name in sorted(seccomp.LISTENED)]
     return "\n".join(lines) + "\n"
 
 
