@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -199,7 +200,7 @@ def _group() -> Iterator[str]:
     places_of_groups = [h.path for h in cgroups.own_hierarchies() if cgroups.usable(h)]
     if not places_of_groups:
         pytest.skip("no control group can be made here")
-    path = f"{places_of_groups[0]}/{cgroups.PREFIX}0123456789abcdef"
+    path = f"{places_of_groups[0]}/{cgroups.PREFIX}{secrets.token_hex(8)}"
     os.mkdir(path)
     try:
         yield path

@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_python as carried
+from ms_enclave.boxes import _state_lock as state_lock
 from ms_enclave.boxes._docker_engine import engine
 from ms_enclave.model.diagnosis import FoundSandbox
 
@@ -69,6 +70,10 @@ async def _discard(clearer: Engine, name: str) -> bool:
 def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
     labels = cast("dict[str, str]", row.get("Labels") or {})
     gone = owners.is_gone(labels)
+    state = labels.get(owners.STATE, "")
+    is_left = bool(state) and gone is True and row.get("State") != "created"
+    if is_left and state_lock.is_held(state_lock.of(state)):
+        gone = False  # another manager has it by now
     return FoundSandbox(
         sandbox_type=sandbox_type,
         id=labels.get(owners.SANDBOX, ""),
@@ -77,5 +82,5 @@ def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
         created=labels.get(owners.CREATED, ""),
         manager=labels.get(owners.MANAGER, ""),
         owner="unknown" if gone is None else "gone" if gone else "alive",
-        kept=owners.KEPT in labels,
+        kept=owners.KEPT in labels or is_left,
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_engine import Attached
 
-__all__ = ["Served", "make", "serve"]
+__all__ = ["Served", "find", "make", "serve"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ def make(attached: Attached, *, is_here: bool) -> bytes:
     """
     secret = direct.new_secret() if is_here else b""
     attached.put(loader.payload(secret))
+    return secret
+
+
+def find(attached: Attached) -> bytes:
+    """Ask for a guest that its last host has left. Returns the secret that it is asked for."""
+    secret = direct.new_secret()
+    attached.put(loader.again(secret))
     return secret
 
 

@@ -12,19 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["CREATED", "KEPT", "MANAGER", "PYTHON", "SANDBOX", "is_gone", "labels"]
+__all__ = ["CREATED", "KEPT", "MANAGER", "PYTHON", "SANDBOX", "STATE", "is_gone", "labels"]
 
-SANDBOX, MANAGER, CREATED, KEPT, PYTHON, _OWNER = (
-    f"{LABEL}{name}" for name in ("sandbox", "manager", "created", "kept", "python", "owner")
+SANDBOX, MANAGER, CREATED, KEPT, PYTHON, STATE, _OWNER = (
+    f"{LABEL}{name}"
+    for name in ("sandbox", "manager", "created", "kept", "python", "state", "owner")
 )
 
 
 def labels(
-    sandbox_id: str, manager: str, created: datetime, *, kept: bool = False
+    sandbox_id: str, manager: str, created: datetime, *, kept: bool = False, state: str = ""
 ) -> dict[str, str]:
-    """The labels of a container that this process makes; `kept`: it may outlive its sandbox."""
+    """The labels of a container that this process makes.
+
+    Args:
+        kept: it may outlive its sandbox.
+        state: the folder in which the next manager finds it, if it may outlive this one.
+    """
     return {
         **({KEPT: "true"} if kept else {}),
+        **({STATE: state} if state else {}),
         SANDBOX: sandbox_id,
         MANAGER: manager,
         CREATED: created.isoformat(timespec="seconds"),

@@ -185,7 +185,8 @@ def plan_container(
         "WorkingDir": "/",  # engines would make another one, and hide that the image has none
         "Labels": dict(labels),
         "OpenStdin": True,
-        "StdinOnce": True,  # its end is that of whoever is attached
+        # Its end is that of whoever is attached, unless somebody else is to come.
+        "StdinOnce": config.on_owner_death != "keep",
         "AttachStdin": True,
         "AttachStdout": True,
         "AttachStderr": True,
@@ -216,8 +217,6 @@ def _hosts(more: Mapping[str, str]) -> str:
 
 
 def _refuse(config: DockerSandboxConfig) -> None:
-    if config.on_owner_death == "keep":
-        raise CapabilityError("keep", remedy="use a sandbox of type process, or leave it out")
     if config.isolation not in (None, "best"):
         raise CapabilityError(
             f"isolation={config.isolation}", remedy="choose the engine's `runtime` instead"

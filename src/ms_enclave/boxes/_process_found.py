@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ms_enclave.boxes import _state_lock as state_lock
 from ms_enclave.boxes._inputs import validate_sandbox_id
 from ms_enclave.errors import ConfigError
 from ms_enclave.model.diagnosis import FoundSandbox
@@ -31,7 +32,6 @@ __all__ = [
     "end_launcher",
     "find",
     "launchers",
-    "lock_of",
     "place_of",
 ]
 
@@ -58,7 +58,7 @@ class Launcher:
     def has_owner(self) -> bool:
         """Whether somebody living has it: who started it, or who has its state folder locked."""
         if self.folder is not None:
-            return _is_locked(lock_of(self.folder))
+            return state_lock.is_held(state_lock.of(self.folder))
         return _start_of(self.owner[0]) == self.owner[1]
 
     @property
@@ -270,20 +270,3 @@ def _init_of(launcher: int, number: int) -> int:
 def _is_among_ours(pid: int) -> bool:
     """Whether a process counts processes as we do: one in a sandbox may call itself anything."""
     return os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino
-
-
-def lock_of(folder: str) -> str:
-    """The lock of the state folder that a station's folder is in."""
-    return os.path.join(os.path.dirname(folder), "owner.lock")
-
-
-def _is_locked(path: str) -> bool:
-    """Whether somebody holds a file's lock; taking it to see would be in a manager's way."""
-    try:
-        status = os.stat(path)
-        with open("/proc/locks") as file:
-            locks = [line.split() for line in file]
-    except OSError:
-        return False
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    return any(words[1] == "FLOCK" and words[5] == place for words in locks if len(words) > 5)

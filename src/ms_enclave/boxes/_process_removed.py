@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from ms_enclave.boxes import _process_found as places
+from ms_enclave.boxes import _state_lock as state_lock
 from ms_enclave.errors import EnclaveError
 from ms_enclave.spawner import stations
 
@@ -75,7 +76,7 @@ async def _end_some(folder: str, names: set[str]) -> None:
 def _owning(folder: str) -> Generator[bool]:
     """Have a state folder's lock, as a manager would; False where somebody has it."""
     try:
-        lock = os.open(places.lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(state_lock.of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         yield False
         return

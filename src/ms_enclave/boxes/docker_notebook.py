@@ -74,6 +74,12 @@ class DockerNotebook(DockerSandbox):
 
     async def _open(self, stack: AsyncExitStack) -> None:
         gateways = await anyio.to_thread.run_sync(_load_gateway)
+        if self.config.on_owner_death == "keep":
+            raise CapabilityError(
+                "keep",
+                message="A notebook's gateway and kernels end with whoever started them",
+                remedy="use a sandbox of type docker or process, or leave it out",
+            )
         await super()._open(stack)
         config = self._settings_of_notebook
         gateway = gateways.Gateway(

@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import time
 import weakref
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
 import anyio.to_thread
 
+from ms_enclave.boxes import _docker_images as images
+from ms_enclave.boxes import _docker_kept as kept
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_plan as plans
 from ms_enclave.boxes import _docker_python as carried
@@ -33,7 +35,9 @@ from ms_enclave.errors import (
     SandboxLostError,
     SandboxStartError,
 )
+from ms_enclave.loop import remove_closer
 from ms_enclave.model import DockerSandboxConfig, SandboxConfig, SandboxStatus
+from ms_enclave.model.results import IsolationReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 
     from ms_enclave.boxes._docker_direct import Held
     from ms_enclave.boxes._docker_engine import Attached, Engine
+    from ms_enclave.boxes._docker_kept import Note
+    from ms_enclave.boxes.base import Keeping
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
     from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox
@@ -59,6 +65,12 @@ _working: dict[tuple[object, ...], str] = {}
 _STRICT_USERS = range(20_000, 60_000)
 _REASON_BOUND = 0.5
 """Seconds that an engine has to say why a container has ended."""
+
+_FOUND_BOUND = 20.0
+"""Seconds that a container has to answer which its last owner has left."""
+
+_TOLD = ("python", "privileged")
+"""What the metadata say of a container for as long as it lives."""
 
 _END_BOUND = 1.0
 """Seconds that a container has to end whose first process was killed."""
@@ -97,6 +109,9 @@ class DockerSandbox(Sandbox):
     _user = "0"
     """Who its guest is: a number or a name."""
     _is_whole = False
+    _left: Note | None = None
+    """What the last owner says of a container that is there already."""
+    _is_left = False
 
     @property
     def _settings_of_docker(self) -> DockerSandboxConfig:
@@ -125,6 +140,10 @@ class DockerSandbox(Sandbox):
         self._limits = plans.limits_of(config)
         engine = self._engine = await engines.acquire()
         stack.push_async_callback(self._release)
+        if self._left is not None:
+            await self._take_over(engine, self._left, stack)
+            return
+        self._require_keeping(engine)
         await self._sweep(engine)
         image = await self._find_image(engine, config)
         plan = await self._make_container(engine, config, image, stack)
@@ -138,10 +157,107 @@ class DockerSandbox(Sandbox):
         _require_guards(self._isolation.guards, config.require)
         if config.privileged:
             self.metadata["privileged"] = True
-        command = plans.main_command(config, _config_of(image).get("Entrypoint") or [])
+        command = plans.main_command(config, images.config_of(image).get("Entrypoint") or [])
         if command is not None:
             await self._run_in_background(command)
+        if self._keeping is not None:  # from here on it is whole, and may outlive us
+            await self._keep(config.ttl or self._keeping.seconds)
         self._is_whole = True
+
+    # --- outliving its manager ---
+
+    def _require_keeping(self, engine: Engine) -> None:
+        if self.config.on_owner_death != "keep":
+            return
+        if self._keeping is None:
+            raise CapabilityError("keep", remedy="make it by a manager with a `state_dir`")
+        if not engine.is_here:
+            raise CapabilityError("keep", remedy="use an engine on this machine, by its socket")
+
+    async def _keep(self, seconds: float | None) -> None:
+        """Have it wait for the next owner, and let that one find it.
+
+        Args:
+            seconds: how long it may live from now on; None: for ever.
+        """
+        if self._process is None:
+            raise CapabilityError(
+                "keep",
+                message="A container can only be kept where its guest is talked to directly",
+                remedy="run this as root, or as the user that the container runs as",
+            )
+        await (await self._get_guest()).keep(seconds, self.config.idle_timeout)
+        boot, now = await anyio.to_thread.run_sync(kept.now)
+        note = kept.Note(
+            id=self.id,
+            container=self._container.id,
+            config=self._settings_of_docker.model_dump(mode="json"),
+            created_at=self.created_at.isoformat(),
+            boot=boot,
+            until=None if seconds is None else now + seconds,
+            environment=dict(self._environment),
+            user=self._user,
+            python=self._python,
+            isolation=cast("IsolationReport", self._isolation).model_dump(mode="json"),
+            metadata={name: self.metadata[name] for name in _TOLD if name in self.metadata},
+        )
+        await anyio.to_thread.run_sync(kept.write, cast("Keeping", self._keeping).folder, note)
+
+    async def _take_over(self, engine: Engine, note: Note, stack: AsyncExitStack) -> None:
+        """Reach a container that the last owner has left."""
+        container = self._container = engine.container(note.container)
+        stack.push_async_callback(self._end_container, engine)
+        self._python, self._user = note.python, note.user
+        if note.user.isdigit() and int(note.user) in _STRICT_USERS:
+            _taken_users.add(int(note.user))
+            stack.callback(_taken_users.discard, int(note.user))
+        if not await engine.runs(container):
+            raise SandboxLostError(f"Its container {note.container[:12]} has ended")
+        attached = self._attached = await engine.attach(container)
+        stack.push_async_callback(attached.aclose)
+        self._secret = _load_guests().find(attached)
+        engine.watch.follow(container.id, self._hear)
+        self._capabilities = self.offers - (
+            set() if self._settings_of_docker.network_enabled else {"network"}
+        )
+        self._environment = note.environment
+        self._isolation = IsolationReport.model_validate(note.isolation)
+        self.metadata.update(note.metadata)
+        with anyio.move_on_after(_FOUND_BOUND):
+            await self._get_guest()
+        if self._process is None:
+            raise SandboxLostError(f"Its container {note.container[:12]} does not answer")
+        await self._keep(await anyio.to_thread.run_sync(kept.left, note))
+        self._is_whole = True
+
+    async def _leave(self) -> bool:
+        if self._keeping is None or self._status is not SandboxStatus.RUNNING:
+            return False
+        self._is_left = True
+        self._lost("The sandbox was left to the next owner")
+        remove_closer(self)
+        await self._undo()
+        return True
+
+    async def _renewed(self, seconds: float) -> None:
+        if self._keeping is not None:
+            await self._keep(seconds)
+
+    @classmethod
+    async def adopt(cls, owner: str, keeping: Keeping) -> list[tuple[Sandbox, float | None]]:
+        """Handles of the containers that a last owner left in a folder."""
+        notes, complaints = await anyio.to_thread.run_sync(kept.read_all, keeping.folder)
+        for text in complaints:
+            logger.warning("of what the last owner left: %s", text)
+        found: list[tuple[Sandbox, float | None]] = []
+        for note in notes:
+            sandbox = cls(note.config, note.id)
+            sandbox.created_at = datetime.fromisoformat(note.created_at)
+            sandbox._owner, sandbox._keeping, sandbox._left = owner, keeping, note
+            found.append((sandbox, await anyio.to_thread.run_sync(kept.left, note)))
+        return found
+
+    # --- others' ---
 
     @classmethod
     async def diagnose(cls) -> Diagnosis:
@@ -188,7 +304,7 @@ class DockerSandbox(Sandbox):
     async def _find_image(self, engine: Engine, config: DockerSandboxConfig) -> dict[str, Any]:
         """What the engine knows of the image, which is fetched where the config says so."""
         image = None if config.pull == "always" else await engine.image(config.image)
-        if image is not None and _is_for(image, config.platform):
+        if image is not None and images.is_for(image, config.platform):
             return image
         if config.pull == "never":
             if image is not None:
@@ -201,9 +317,9 @@ class DockerSandbox(Sandbox):
                 f"No such image: {config.image}",
                 remedy="build or load it (docker build, docker load), or use pull='missing'",
             )
-        await engine.pull(config.image, config.platform, _Progress(config))
+        await engine.pull(config.image, config.platform, images.Progress(config))
         image = await engine.image(config.image)
-        if image is None or not _is_for(image, config.platform):
+        if image is None or not images.is_for(image, config.platform):
             raise SandboxStartError(
                 f"The image {config.image} was pulled, but is not there for "
                 f"{config.platform or 'this machine'}",
@@ -286,7 +402,7 @@ class DockerSandbox(Sandbox):
             changes = {
                 "image": config.python_image,
                 "pull": "missing" if config.pull == "always" else config.pull,
-                "platform": config.platform or _platform_of(image),
+                "platform": config.platform or images.platform_of(image),
             }
             donor = await self._find_image(engine, config.model_copy(update=changes))
             return await carried.carry(engine, donor, await self._labels())
@@ -299,9 +415,10 @@ class DockerSandbox(Sandbox):
             ) from error
 
     async def _labels(self) -> dict[str, str]:
-        kept = not self._settings_of_docker.remove_on_exit
+        stays = not self._settings_of_docker.remove_on_exit
+        state = "" if self._keeping is None else self._keeping.folder
         return await anyio.to_thread.run_sync(
-            lambda: owners.labels(self.id, self._owner, self.created_at, kept=kept)
+            lambda: owners.labels(self.id, self._owner, self.created_at, kept=stays, state=state)
         )
 
     async def _create(
@@ -310,7 +427,7 @@ class DockerSandbox(Sandbox):
     ) -> plans.Plan:  # fmt: skip
         place = (str(image["Id"]), config.working_dir)
         labels = await self._labels()
-        own_user = _config_of(image).get("User") or ""
+        own_user = images.config_of(image).get("User") or ""
         while True:
             plan = plans.plan_container(
                 config,
@@ -342,6 +459,18 @@ class DockerSandbox(Sandbox):
         if container is None:
             return
         process, self._process = self._process, None
+        try:
+            if self._is_left:
+                engine.watch.forget(container.id)
+            else:
+                await self._destroy(engine, container, process)
+        finally:
+            if process is not None:
+                process.close()
+
+    async def _destroy(self, engine: Engine, container: Any, process: Held | None) -> None:
+        if self._keeping is not None:
+            await anyio.to_thread.run_sync(kept.forget, self._keeping.folder, self.id)
         if process is not None:
             process.kill()
         try:
@@ -353,9 +482,6 @@ class DockerSandbox(Sandbox):
             if process is None or not await process.ends_within(_END_BOUND):
                 raise
             logger.warning("container %s has ended; the engine is to remove it: %s", self.id, error)
-        finally:
-            if process is not None:
-                process.close()
 
     async def _run_in_background(self, command: list[str]) -> None:
         settings = self._settings(None, None, None, None, None, None, None)
@@ -475,25 +601,6 @@ def _is_missing(python: str, error: SandboxStartError) -> bool:
     )
 
 
-def _platform_of(image: dict[str, Any]) -> str | None:
-    """What an image is for, as a config would say it."""
-    system, architecture = image.get("Os"), image.get("Architecture")
-    return f"{system}/{architecture}" if system and architecture else None
-
-
-def _is_for(image: dict[str, Any], platform: str | None) -> bool:
-    if platform is None:
-        return True
-    parts = [image.get("Os") or "", image.get("Architecture") or "", image.get("Variant") or ""]
-    wanted = platform.split("/")
-    return all(not part or part == want for part, want in zip(parts, wanted, strict=False))
-
-
-def _config_of(image: dict[str, Any]) -> dict[str, Any]:
-    """What an image says about how it is to be run; some say nothing."""
-    return image.get("Config") or {}
-
-
 def _user_name(user: str) -> str:
     """One name for one user."""
     name = user.partition(":")[0]
@@ -508,20 +615,3 @@ def _require_guards(guards: Mapping[str, str], wanted: Sequence[str]) -> None:
             missing=missing,
             remedy="hardening='strict' gives the most of them; see docs/docker.md",
         )
-
-
-class _Progress:
-    """Logs how far the engine is with an image, as often as the config says."""
-
-    def __init__(self, config: DockerSandboxConfig) -> None:
-        self._image = config.image
-        self._pause = config.pull_progress_interval if config.pull_progress else math.inf
-        self._next = time.monotonic()
-
-    def __call__(self, news: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if now < self._next or self._pause == math.inf:
-            return
-        self._next = now + self._pause
-        words = (news.get("id"), news.get("status"), news.get("progress"))
-        logger.info("pulling %s: %s", self._image, " ".join(str(word) for word in words if word))

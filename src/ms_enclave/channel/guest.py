@@ -215,6 +215,15 @@ class GuestConnection(GuestPorts, GuestWatch):
             finally:
                 call.close()
 
+    async def keep(self, left: float | None, idle: float | None) -> None:
+        """Have the end of this channel not be the end of the box: another one may come.
+
+        Args:
+            left: seconds until it ends all the same; None: never.
+            idle: seconds that it waits for the next channel; None: as long as it lives.
+        """
+        await self._ask("keep", "", left=_thousandths(left), idle=_thousandths(idle))
+
     # --- programs ---
 
     async def spawn(self, request: SpawnRequest) -> Process:
@@ -266,6 +275,10 @@ class GuestConnection(GuestPorts, GuestWatch):
                 call.close()
                 raise
             return process, call
+
+
+def _thousandths(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
 # --- programs ---

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ms_enclave.guest import loader
 
-__all__ = ["TOO_OLD", "argv", "payload"]
+__all__ = ["TOO_OLD", "again", "argv", "payload"]
 
 TOO_OLD = loader.TOO_OLD
 _FOLDER = Path(loader.__file__).parent
@@ -28,6 +28,11 @@ def payload(secret: bytes = b"") -> bytes:
         secret: has it offer a socket of its own; see `guest.offer`.
     """
     return _modules() + _part(secret)
+
+
+def again(secret: bytes) -> bytes:
+    """What a guest reads first that has lost its host, and is to offer another one a socket."""
+    return _part(secret)
 
 
 @cache

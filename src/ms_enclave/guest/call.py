@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from .ahead import Starter
+    from .kept import Terms
     from .loop import Loop, Steps, Task
 
     class Sender(Protocol):
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         def has_room(self) -> bool: ...
         def wait_for_room(self, task: Task) -> None: ...
         def find(self, call: object) -> Call | None: ...
+        def keep(self, terms: Terms) -> None: ...
 
 
 __all__ = ["Call", "Refused"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-from . import execution, kills, server
+from . import execution, kept, kills, server
+from .loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,17 +49,14 @@ class _Pipes:
 
 
 def main(offer: Offer | None) -> NoReturn:
-    """Serve the host until it hangs up.
+    """Serve the host until it hangs up; where it has said so, the next one too.
 
     Args:
         offer: made to a host that may have a socket of its own.
     """
-    pipes = _Pipes(os.dup(0), os.dup(1))
-    number = -1 if offer is None else offer.settle(pipes.source())
-    link: Link = pipes
-    if number >= 0:
-        pipes.close()
-        link = server.as_link(number)
+    source, target = os.dup(0), os.dup(1)
+    number = -1 if offer is None else offer.settle(source)
+    link: Link = _Pipes(source, target) if number < 0 else server.as_link(number)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
@@ -67,5 +65,12 @@ def main(offer: Offer | None) -> NoReturn:
     kills.start()
     __import__("fcntl")  # else each program loads it, just before it begins
     execution.hide()
-    server.serve_link(link, ahead=True)
-    os._exit(0)
+    loop = Loop()
+    while True:
+        terms = server.serve_link(link, ahead=True, own=loop)
+        if terms is None or number < 0:  # no other can be told from the last on the same stream
+            os._exit(0)
+        number = kept.next_host(terms, loop, source, target)
+        if number < 0:
+            os._exit(0)
+        link = server.as_link(number)

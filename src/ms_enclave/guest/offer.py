@@ -22,19 +22,20 @@ class Offer:
     `settle` ends it.
     """
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, target: int = 1) -> None:
         self._ours, self._theirs = _socket.socketpair()
         self._ours.send(secret)
-        os.write(1, b"%08d" % self._theirs.fileno())
+        os.write(target, b"%08d" % self._theirs.fileno())
 
-    def settle(self, source: int) -> int:
+    def settle(self, source: int, patience: "int | None" = None) -> int:
         """Wait for what the host does: the descriptor that has come; below 0 where it goes on with
-        `source`, or has ended."""
+        `source`, has ended, or has done nothing for so many milliseconds."""
         try:
             poll = select.poll()
             for descriptor in (source, self._ours.fileno()):
                 poll.register(descriptor, select.POLLIN)
-            if source in [descriptor for descriptor, _ in poll.poll()]:
+            ready = [descriptor for descriptor, _ in poll.poll(patience)]
+            if not ready or source in ready:
                 return -1
             return self._take()
         finally:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from . import archive, files, ports, programs, protocol, search, watch
+from . import archive, files, kept, ports, programs, protocol, search, watch
 from .ahead import Starter
 from .call import Call
 from .loop import READ, WRITE, Cancelled, Loop, Task
@@ -45,7 +45,7 @@ _OUT_STOP = 1 << 20
 _FAREWELL = 5.0
 
 _OPERATIONS: dict[str, Callable[[Call], Steps[dict[str, Any]]]] = {}
-for _module in (files, archive, search, programs, ports, watch):
+for _module in (files, archive, search, programs, ports, watch, kept):
     _OPERATIONS.update(_module.OPERATIONS)
 
 
@@ -69,22 +69,31 @@ def as_link(fd: int) -> Link:
     return _Socket(fd)
 
 
-def serve_link(link: Link, moved: Sequence[Sequence[str]] = (), *, ahead: bool = False) -> None:
+def serve_link(
+    link: Link, moved: Sequence[Sequence[str]] = (), *, ahead: bool = False, own: Loop | None = None
+) -> kept.Terms | None:
     """The same over any link, which is closed at the end.
 
     Args:
         link: where the host is.
         moved: folders that were moved.
         ahead: whether the next program's processes are made before it is asked for.
+        own: the loop to serve on, which is left open; without one it is made.
+
+    Returns:
+        Until when another host may come, where this one has said so: what was left running then
+        still runs.
     """
-    loop = Loop()
+    loop = own or Loop()
     server = _Server(link, loop, moved, ahead)
     try:
         server.run()
     finally:
         server.end_everything()
-        loop.close()
+        if own is None:
+            loop.close()
         link.close()
+    return server.terms
 
 
 class _Socket:
@@ -117,6 +126,8 @@ class _Server:
         self.starter = Starter(loop, ahead)
         self.folder = os.getcwdb()
         self.moved = [(os.fsencode(name), os.fsencode(place)) for name, place in moved]
+        self.terms: kept.Terms | None = None
+        """How it goes on after the host, if it does."""
         self._link = link
         self._decoder = protocol.Decoder()
         self._greeted = False
@@ -142,9 +153,11 @@ class _Server:
         except protocol.FrameError as error:
             # Nobody is there to be told: what is inside has no other way out, and wants none.
             self._say(f"the channel is broken: {error}")
+            self.terms = None
 
     def end_everything(self) -> None:
-        """Cancel all calls and wait, within bounds, until what they started is gone."""
+        """Cancel all calls and wait, within bounds, until what they started is gone: all of it, or
+        without what was left running where that goes on."""
         self._out.clear()
         self._open = False
         self.starter.close()
@@ -152,7 +165,10 @@ class _Server:
         self.loop.unwatch(self._link.target())
         for call in list(self._calls.values()):
             self.loop.cancel(call.task)
-        rest = Task(programs.kill_everything(self.loop), lambda _failure, _result: None)
+        if self.terms is None:
+            rest = Task(programs.kill_everything(self.loop), lambda _failure, _result: None)
+        else:
+            rest = Task(_nothing(), lambda _failure, _result: None)
         self.loop.start(rest)
         deadline = time.monotonic() + _FAREWELL
         while (self._calls or not rest.ended) and time.monotonic() < deadline:
@@ -210,6 +226,9 @@ class _Server:
 
     def wait_for_room(self, task: Task) -> None:
         self._waiting.append(task)
+
+    def keep(self, terms: kept.Terms) -> None:
+        self.terms = terms
 
     def find(self, call: object) -> Call | None:
         return self._calls.get(call) if isinstance(call, int) else None
@@ -302,6 +321,10 @@ class _Server:
             os.write(2, (f"ms-enclave guest: {text}\n").encode("utf-8", "replace"))
         except OSError:
             return
+
+
+def _nothing() -> Steps[None]:
+    yield 0
 
 
 def _describe(failure: object) -> dict[str, Any]:

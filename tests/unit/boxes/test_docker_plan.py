@@ -114,10 +114,13 @@ def test_published_ports_need_a_network_and_are_for_this_machine_only() -> None:
 
 
 def test_what_docker_cannot_do_is_said() -> None:
-    with pytest.raises(CapabilityError, match="keep"):
-        plan(on_owner_death="keep")
     with pytest.raises(CapabilityError, match="runtime"):
         plan(isolation="namespace")
+
+
+def test_what_is_kept_can_be_attached_to_again() -> None:
+    assert plan().document["StdinOnce"] is True
+    assert plan(on_owner_death="keep").document["StdinOnce"] is False
 
 
 def test_a_folder_of_the_image_is_not_hidden() -> None:
