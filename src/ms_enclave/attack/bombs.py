@@ -29,7 +29,34 @@ def _bomb(
     return Case(number, name, group, tries, {**_SMALL, **limits}, ends)
 
 
-BOMBS = (_bomb(36, "fork_bomb", "fork without end", "process_limit", pids_limit=24),)
+def _endless(name: str, tries: str) -> Case:
+    return _bomb(45, name, tries, "wall_timeout", group="tenacity", cpu_limit=1.0, timeout=0.6)
+
+
+BOMBS = (
+    _bomb(36, "fork_bomb", "fork without end", "process_limit", pids_limit=24),
+    _bomb(37, "thread_storm", "start threads without end", "process_limit", pids_limit=24),
+    _bomb(38, "heap", "take memory of its own", "oom"),
+    _bomb(38, "mapping", "take memory that is shared", "oom"),
+    _bomb(38, "many_processes", "take memory in many processes", "oom"),
+    _bomb(38, "files_in_memory", "take memory for files without a name", "oom"),
+    _bomb(38, "shared_memory", "fill what is shared", "oom", "disk_limit"),
+    _bomb(38, "page_tables", "take memory for tables of pages", "oom"),
+    _bomb(38, "buffers", "take memory for what nobody reads", "oom", nofile_limit=2048),
+    _bomb(38, "messages", "take memory for messages", "oom"),
+    _bomb(39, "storing", "fill the disk", "disk_limit"),
+    _bomb(40, "names", "have more files than there may be", "disk_limit"),
+    _bomb(41, "descriptors", "open without end"),
+    _bomb(42, "output_flood", "print without end", "truncated"),
+    _bomb(44, "spin", "use every processor", cpu_limit=0.25),
+    _endless("signals_ignored", "outlive its time and ignore every signal"),
+    _endless("busy", "outlive its time and be busy"),
+    _endless("stopped", "outlive its time and be stopped"),
+    _endless("tree", "outlive its time as a tree of processes"),
+    _endless("daemons", "outlive its time as daemons that are never the same for long"),
+    _bomb(48, "zombies", "leave the dead unburied", "process_limit", pids_limit=24),
+    _bomb(49, "queues", "fill the kernel's queues"),
+)
 """In the order of the threat model."""
 
 

@@ -47,6 +47,8 @@ class Finding:
     went: Mapping[str, str] = field(default_factory=dict[str, str])
     """What went through, and how."""
     tried: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What came of the other tries."""
     detail: str = ""
     """Why it could not be tried."""
 
@@ -110,6 +112,9 @@ async def _set_off(sandbox: Sandbox, case: Case) -> Finding:
         result, seen = await outside.watch(sandbox, program, name)
     except EnclaveError as error:
         return Finding(case, "vacuous", detail=str(error))
+    if "wall_timeout" in case.ends and not seen.visible:
+        detail = "its processes cannot be seen from here, so nobody can say whether one is left"
+        return Finding(case, "vacuous", detail=detail)
     tried = {**outside.read(result.stdout, MARK)}
     tried |= outside.rows_of(case, sandbox.config.resolve_limits(), seen)
     if not tried:
@@ -125,12 +130,13 @@ def judge(case: Case, tried: Mapping[str, Sequence[str]], guards: Mapping[str, s
     """
     went = {name: row for name, row in tried.items() if row[0] == "ok" or row[0][:4] == "ok: "}
     said = {name: row[0] for name, row in went.items()}
+    refused = {name: row[0] for name, row in tried.items() if name not in went}
     if not tried:
         return Finding(case, "vacuous", detail="nothing was tried")
     if not went:
-        return Finding(case, "held", tried=len(tried))
+        return Finding(case, "held", tried=len(tried), refused=refused)
     lacking = all(guards.get(row[1]) == "off" for row in went.values())
-    return Finding(case, "bounded" if lacking else "open", said, len(tried))
+    return Finding(case, "bounded" if lacking else "open", said, len(tried), refused)
 
 
 def _write_canary(word: str) -> str:

@@ -38,6 +38,9 @@ KEPT_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUI
 """What package managers need of root."""
 
 _BEYOND_DISK = 1 << 20
+_PAGE = 4096
+_BYTES_PER_FILE = 16384
+_FEWEST_FILES = 1024
 _LOOPBACK = {"net.ipv6.conf.lo.disable_ipv6": "0"}
 """Engines take `::1` away where a network has no IPv6. Nothing of the host is behind it."""
 _CPU_PERIOD = 100_000  # microseconds
@@ -155,7 +158,8 @@ def plan_container(
     tmpfs.update(config.tmpfs)
     own_folder = folder_is_free and not _is_mounted(config, tmpfs)
     if own_folder:
-        tmpfs[config.working_dir] = _folder_options(limits.disk, user or image_user, dialect)
+        size = _size_options(limits.disk, dialect, strict=strict)
+        tmpfs[config.working_dir] = _folder_options(size, user or image_user, dialect)
     host: Document = {
         **_walls(config, dialect.filtering, strict=strict),
         **_resources(limits, strict=strict),
@@ -285,9 +289,18 @@ def _text(user: str | int | None) -> str:
     return "" if user is None else str(user)
 
 
-def _folder_options(size: int, user: str, dialect: Dialect) -> str:
+def _size_options(size: int, dialect: Dialect, *, strict: bool) -> str:
+    """How much a working folder holds. A file without content takes no room, but memory of the
+    kernel's: so there is a number of files, too, by default one for each page of room."""
+    if dialect.plain_memory:
+        return f"size={size}"
+    files = size // (_BYTES_PER_FILE if strict else _PAGE)
+    return f"size={size},nr_inodes={max(_FEWEST_FILES, files)}"
+
+
+def _folder_options(size: str, user: str, dialect: Dialect) -> str:
     """Mount options of a working folder that belongs to the sandbox's user."""
-    common = f"rw,exec,nosuid,nodev,size={size}"
+    common = f"rw,exec,nosuid,nodev,{size}"
     name, _, group = user.partition(":")
     if name in ("", "root", "0"):
         return f"{common},mode=0755"

@@ -64,6 +64,10 @@ _RLIMITS = {
     "nofile": resource.RLIMIT_NOFILE,
     "data": resource.RLIMIT_DATA,
 }
+_MOST_SIGNALS = 4096
+"""That wait, timers included."""
+_MOST_QUEUED = 256 << 10
+"""Bytes of message queues."""
 
 
 class Program:
@@ -505,6 +509,9 @@ def _enter(program: Program) -> int | None:
     for name, value in program.limits.items():
         _limit(_RLIMITS[name], value)
     _limit(resource.RLIMIT_CORE, 1)  # not 0: a core pattern that is a pipe ignores 0
+    # Counted for a user of the whole machine: in a container that may be the host's root.
+    _limit(resource.RLIMIT_SIGPENDING, _MOST_SIGNALS)
+    _limit(resource.RLIMIT_MSGQUEUE, _MOST_QUEUED)
     try:
         if program.user is not None:
             _change_user(program.user)

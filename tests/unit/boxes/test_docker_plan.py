@@ -49,7 +49,7 @@ def test_limits_are_those_of_every_sandbox() -> None:
     assert made["Memory"] == made["MemorySwap"] == 256 << 20
     assert made["CpuQuota"] == 150_000
     assert made["PidsLimit"] == 50
-    assert f"size={8 << 20}" in made["Tmpfs"]["/sandbox"]
+    assert f"size={8 << 20},nr_inodes=2048," in made["Tmpfs"]["/sandbox"]
 
 
 def test_strict_takes_everything_away_that_it_can() -> None:
@@ -57,6 +57,7 @@ def test_strict_takes_everything_away_that_it_can() -> None:
     walls = made.document["HostConfig"]
     assert made.document["User"] == "23456:23456"
     assert walls["CapAdd"] == []
+    assert ",nr_inodes=16384," in walls["Tmpfs"]["/sandbox"]
     assert walls["ReadonlyRootfs"]
     assert "/proc/kallsyms" in walls["MaskedPaths"]
     assert walls["Memory"] == 512 << 20
