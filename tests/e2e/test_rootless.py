@@ -79,10 +79,12 @@ def test_the_suites_pass_as_an_ordinary_user(home: Path) -> None:
     assert int(summary.split(" passed")[0].split()[-1]) > 100, summary
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_it_withstands_what_is_tried_as_an_ordinary_user(home: Path) -> None:
     """With one id, what serves and what attacks are the same user: other walls count."""
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", *ATTACKS]
-    done = as_somebody(home, [*words, "-k", "TestProcess or TestCold or exactly"], 100)
+    done = as_somebody(home, [*words, "-k", "TestProcess or TestCold or exactly"], 220)
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert int(summary.split(" passed")[0].split()[-1]) > 60, summary

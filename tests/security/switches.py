@@ -15,6 +15,10 @@ _RLIMITS = "tests/security/test_posture.py::test_the_limits_of_a_program_are_the
 _BOUND = "tests/security/test_posture.py::test_a_container_can_be_given_no_more_than_these"
 _CALLER = "tests/security/test_posture.py::test_what_the_caller_has_more_does_not_come_along"
 _TASKS = "tests/security/test_posture.py::test_every_task_of_a_user_is_behind_every_wall"
+_ROOMY = (
+    "tests/security/test_attacks.py::"
+    "test_control_with_limits_that_it_does_not_reach_a_bomb_goes_through"
+)
 _ROOTLESS = "tests/e2e/test_rootless.py::test_it_withstands_what_is_tried_as_an_ordinary_user"
 _POLICY = "tests/unit/spawner/test_policy.py"
 _FILTER = "tests/unit/spawner/test_seccomp.py"
@@ -66,8 +70,13 @@ def _checked(name: str, before: str, after: str, *tests: str) -> Switch:
     return Switch(f"seccomp: {name}", "spawner/seccomp.py", before, after, tests or (_POLICY,))
 
 
-def _rlimit(name: str, before: str, after: str) -> Switch:
-    return Switch(f"rlimit: {name}", "boxes/_process_request.py", before, after, (_RLIMITS,))
+def _rlimit(name: str, before: str, after: str, *tests: str) -> Switch:
+    file = "boxes/_process_request.py"
+    return Switch(f"rlimit: {name}", file, before, after, (_RLIMITS, *tests))
+
+
+def _guest(name: str, before: str, after: str, *tests: str) -> Switch:
+    return Switch(f"guest: {name}", "guest/execution.py", before, after, tests)
 
 
 def _docker(name: str, before: str, after: str, *tests: str) -> Switch:
@@ -85,6 +94,7 @@ SWITCHES = (
     ),
     _slot("dev/pts: nosuid and noexec", '"devpts", on_terminals,', '"devpts", 0,'),
     _slot("dev/pts: how many", "mode=0620,max=16", "mode=0620"),
+    _slot("dev/shm: has a size", 'b"size=64m,nr_inodes=1k,', 'b"', f"{_ROOMY}[shared_memory]"),
     _slot(
         "user namespaces: none may be made",
         'max_user_namespaces", b"0"',
@@ -266,8 +276,8 @@ SWITCHES = (
     # --- limits
     _rlimit("core files", "4: (1, 1),", "4: (1 << 20, 1 << 20),"),
     _rlimit("locked memory", "8: (65536, 65536),", "8: (1 << 30, 1 << 30),"),
-    _rlimit("signals", "11: (1024, 1024),", "11: (1 << 16, 1 << 16),"),
-    _rlimit("queues", "12: (65536, 65536),", "12: (1 << 20, 1 << 20),"),
+    _rlimit("signals", "11: (1024, 1024),", "11: (1 << 16, 1 << 16),", _attack("queues")),
+    _rlimit("queues", "12: (65536, 65536),", "12: (1 << 30, 1 << 30),", _attack("queues")),
     _rlimit("precedence", "13: (0, 0),", "13: (40, 40),"),
     _rlimit("real-time classes", "14: (0, 0),", "14: (99, 99),"),
     _rlimit("open files", "7: (limits.nofile, limits.nofile),", "7: (1 << 14, 1 << 14),"),
@@ -355,6 +365,18 @@ SWITCHES = (
         'if config.network_enabled else "host",',
         _attack("the_network", "TestDocker"),
         "tests/unit/boxes/test_docker_plan.py",
+    ),
+    _docker(
+        "how many files",
+        'return f"size={size},nr_inodes={max(_FEWEST_FILES, files)}"',
+        'return f"size={size}"',
+        _attack("names", "TestDocker"),
+    ),
+    _guest(
+        "signals that wait",
+        "    _limit(resource.RLIMIT_SIGPENDING, _MOST_SIGNALS)\n",
+        "",
+        _attack("queues", "TestDocker"),
     ),
     _docker("processes", '{"PidsLimit": limits.pids,', "{", "tests/unit/boxes/test_docker_plan.py"),
     _docker(
