@@ -20,7 +20,7 @@ import pytest
 from ms_enclave.errors import SandboxLostError, SandboxStartError
 from ms_enclave.manager.local_manager import LocalSandboxManager
 from tests.security.boxes import ANY_USERS_PYTHON, wait_for_processes, wait_until_gone
-from tests.support.owners import BUSY, PROGRAM, Owner, groups_named, new_marker
+from tests.support.owners import BUSY, NURSERY, PROGRAM, Owner, groups_named, new_marker
 from tests.support.parts import ROLES, descendants_of, find_part, wait_until_dead
 from tests.support.somebody import SOMEBODY, words_of_somebody
 
@@ -31,6 +31,9 @@ pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("MS_ENCLAVE_TEST_ROUNDS", "3"))
 """How often each part is killed; the moments are the same ones again each time."""
+DEATHS = int(os.environ.get("MS_ENCLAVE_TEST_DEATHS", "200"))
+"""How many die at random moments; the seed says at which."""
+SEED = int(os.environ.get("MS_ENCLAVE_TEST_SEED", "79"))
 GONE = 1.0
 """Seconds after the owner's death in which everything of its sandboxes is gone."""
 
@@ -220,6 +223,135 @@ async def test_whatever_part_is_killed_callers_learn_it_and_the_next_sandbox_wor
             assert await manager.delete_sandbox(name)
             assert wait_until_gone(marker, GONE) == []
         assert calls > failed
+
+
+class Ledger:
+    """Writes files into a sandbox, one after the other, and knows which were acknowledged."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.acknowledged: dict[str, bytes] = {}
+        self.errors: list[Exception] = []
+        self.done = False
+
+    async def go_on(self) -> None:
+        number = 0
+        while not self.done:
+            number += 1
+            name, content = f"note-{number % 20}", b"%d" % number * 500
+            try:
+                # Whether a write that fails has been made is not known: so it has its own place.
+                await self.box.files.write(f"{name}-{number}", content)
+            except Exception as error:  # noqa: BLE001 - judged by the test
+                self.errors.append(error)
+                await anyio.sleep(0.01)
+            else:
+                self.acknowledged[f"{name}-{number}"] = content
+
+    async def lost(self) -> list[str]:
+        """What was acknowledged and is not there."""
+        return [
+            name
+            for name, content in self.acknowledged.items()
+            if await self.box.files.read(name) != content
+        ]
+
+
+class Neighbour:
+    """Another manager, used all the time: nothing of it may ever fail."""
+
+    def __init__(self, manager: LocalSandboxManager, box: Sandbox) -> None:
+        self.manager = manager
+        self.box = box
+        self.done = False
+        self.calls = 0
+
+    async def go_on(self) -> None:
+        while not self.done:
+            assert (await self.manager.run_code("print(6 * 7)")).stdout == "42\n"
+            assert (await self.box.execute_command("cat mine")).stdout == "here"
+            self.calls += 1
+            await anyio.sleep(0.02)
+
+
+@pytest.mark.timeout(60 + DEATHS)
+async def test_parts_die_at_random_moments_and_nothing_that_was_acknowledged_is_lost() -> None:
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)
+    async with LocalSandboxManager() as neighbours, LocalSandboxManager() as manager:
+        theirs = await neighbours.get_sandbox(await neighbours.create_sandbox("process"))
+        assert theirs is not None
+        await theirs.files.write("mine", "here")
+        neighbour = Neighbour(neighbours, theirs)
+        async with anyio.create_task_group() as around:
+            around.start_soon(neighbour.go_on)
+            left = DEATHS - DEATHS // 3
+            while left > 0:
+                left -= await live_and_die(manager, chance, left)
+            neighbour.done = True
+        assert neighbour.calls > 10
+
+
+async def live_and_die(manager: LocalSandboxManager, chance: random.Random, most: int) -> int:
+    """A sandbox's life under work, in which parts of it are killed until it is lost; how many."""
+    marker = new_marker()
+    name = await manager.create_sandbox("process")
+    box = await manager.get_sandbox(name)
+    assert box is not None
+    await box.execute_command(f"setsid sleep {marker} > /dev/null 2>&1 &")
+    (daemon,) = wait_for_processes(marker)
+    ledger = Ledger(box)
+    work = [Work(manager, box, f"{marker} {number}") for number in range(2)]
+    await box.files.write("data", b"")
+    roles: list[str] = []
+    async with anyio.create_task_group() as group:
+        for one in (ledger, *work):
+            group.start_soon(one.go_on)
+        while len(roles) < most and (not roles or roles[-1] in HARMLESS):
+            await anyio.sleep(chance.uniform(0, 0.1))
+            role = chance.choice(ROLES)
+            try:
+                os.kill(find_part(role, daemon), signal.SIGKILL)
+            except (IndexError, ProcessLookupError):
+                continue  # the last one's successor is not there yet
+            roles.append(role)
+        await anyio.sleep(0.02)
+        for one in (ledger, *work):
+            one.done = True
+    errors = [*ledger.errors, *(error for one in work for error in one.errors)]
+    assert [e for e in errors if not any(is_expected(e, role) for role in roles)] == [], roles
+    assert (await manager.run_code("print(1)")).stdout == "1\n"
+    if roles[-1] in HARMLESS:
+        assert await ledger.lost() == []
+    else:
+        with pytest.raises(SandboxLostError):
+            await box.run_code("print(4)")
+    await manager.delete_sandbox(name)
+    assert wait_until_gone(marker, 5) == []
+    return len(roles)
+
+
+@pytest.mark.timeout(60 + DEATHS)
+def test_managers_die_at_random_moments_and_nothing_is_left_of_them() -> None:
+    print(f"seed {SEED}")
+    chance = random.Random(SEED)
+    with (
+        Owner() as neighbour,
+        Owner(program=NURSERY, arguments=[], env={**os.environ, "CONFIG": "{}"}) as nursery,
+    ):
+        assert [neighbour.read(), nursery.read()] == ["ready", "ready"]
+        for _ in range(DEATHS // 3 // 3 + 1):
+            markers = [new_marker() for _ in range(3)]
+            victims = [nursery.ask(marker) for marker in markers]
+            families: set[int] = set()
+            for victim in victims:
+                time.sleep(chance.uniform(0, 0.4))
+                families |= descendants_of(victim)
+                os.kill(victim, signal.SIGKILL)
+            assert wait_until_dead({*victims, *families}, 5) == set()
+            assert [pid for marker in markers for pid in wait_until_gone(marker, 5)] == []
+            assert neighbour.works()
+        assert [nursery.end(), neighbour.end()] == [0, 0]
 
 
 def config_of(tier: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["BUSY", "Owner", "groups_named", "new_marker"]
+__all__ = ["BUSY", "NURSERY", "Owner", "groups_named", "new_marker"]
 
 _SECONDS = 30.0
 
@@ -73,6 +73,30 @@ async def main(marker, count):
 asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 """Makes, uses and deletes sandboxes all the time."""
+
+NURSERY = (
+    BUSY.rpartition("asyncio.run")[0]
+    + """
+import os, signal
+from ms_enclave.boxes.factory import SandboxFactory
+SandboxFactory.get_class('process')
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who is killed leaves nothing to wait for
+say_to = os.dup(1)
+print(json.dumps('ready'), flush=True)
+while marker := sys.stdin.readline().strip():
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(os.open('/dev/null', os.O_RDWR), 0)
+        os.dup2(2, 1)
+        os.close(say_to)
+        sys.stdout = open(os.devnull, 'w')
+        asyncio.run(main(marker, 2))
+        os._exit(1)
+    print(json.dumps(pid), flush=True)
+"""
+)
+"""Makes busy owners: one for each marker that it is told, and says its pid."""
 
 
 def new_marker() -> str:

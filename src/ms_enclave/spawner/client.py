@@ -270,7 +270,9 @@ class StationClient:
     async def keep_box(self, name: str, note: str, **times: float | None) -> None:
         """Let a sandbox outlive us: for so long (`ttl`, `most`, `idle`), with a note for whoever
         recalls it."""
-        with _memory_file(note.encode()) as file:
+        with _preparing():
+            file = _memory_file(note.encode())
+        with file:
             await self.ask("keep", [file.fileno()], box=name, **times)
 
     async def recall_boxes(self) -> dict[str, tuple[dict[str, Any], str]]:
@@ -327,7 +329,8 @@ class StationClient:
         Raises:
             BlockingIOError: what runs in the sandbox leaves no terminal.
         """
-        ours, theirs = socket.socketpair()
+        with _preparing():
+            ours, theirs = socket.socketpair()
         ours.setblocking(False)  # what it is to bring is there when the answer is
         with ours:
             with theirs:
@@ -353,20 +356,21 @@ class StationClient:
         `like` is from `run_like`; `stdin` is all of its input and must fit into a pipe. Raises
         SandboxLostError.
         """
-        process = self._new_process(stdin=stdin is not None)
+        with _preparing():
+            process = self._new_process(stdin=stdin is not None)
         number = process.number
         self._boxes[f"run-{number}"] = process.lost
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         answer.add_done_callback(process.not_started)
         try:
-            if stdin is not None and process.input is not None:
-                os.write(process.input.fileno(), stdin)
-                process.input.close()
             own = {"q": number, "op": "run", "box": f"run-{number}", "process": number}
-            with _first_message(document, process.inner_ends) as (message, descriptors):
+            with _preparing(), _first_message(document, process.inner_ends) as (message, inner):
+                if stdin is not None and process.input is not None:
+                    os.write(process.input.fileno(), stdin)
+                    process.input.close()
                 packet = b"\n".join((json.dumps(own).encode(), like, message))
-                await self._deliver(packet, descriptors)
+                await self._deliver(packet, inner)
         except BaseException:
             await self._give_up(process)
             raise
@@ -412,16 +416,19 @@ class StationClient:
         *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False,
     ) -> tuple[StationProcess, socket.socket]:  # fmt: skip
         """A started process and our end of its channel, or nothing that is left of it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _preparing():
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            process = self._new_process(stdin=stdin, terminal=terminal, behind=behind)
+            with _preparing():
+                process = self._new_process(stdin=stdin, terminal=terminal, behind=behind)
         except BaseException:
             ours.close()
             theirs.close()
             raise
         try:
             with theirs:
-                send_request(ours, document, process.inner_ends)
+                with _preparing():
+                    send_request(ours, document, process.inner_ends)
                 answer = await self.ask(
                     "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
                 )
@@ -481,7 +488,25 @@ async def _send(ours: socket.socket, packet: bytes, descriptors: Sequence[int]) 
                 await anyio.wait_writable(ours)
         except (BrokenPipeError, ConnectionResetError):
             break
+        except OSError as error:
+            raise _unprepared(error) from error
     raise SandboxLostError("The station has ended")
+
+
+@contextlib.contextmanager
+def _preparing() -> Generator[None, None, None]:
+    """What this process itself cannot have is a start that failed, not the program's doing."""
+    try:
+        yield
+    except OSError as error:
+        raise _unprepared(error) from error
+
+
+def _unprepared(error: OSError) -> SandboxStartError:
+    remedy = None
+    if error.errno == errno.EMFILE:
+        remedy = "let this process have more files open at once (`ulimit -n`), or run less at once"
+    return SandboxStartError(f"This process could not prepare it: {error.strerror}", remedy=remedy)
 
 
 def _memory_file(content: bytes = b"") -> IO[bytes]:
@@ -551,23 +576,23 @@ class StationProcess(Process):
             for _ in range(3 if stdin else 2):
                 opened += os.pipe()
             if not stdin:
-                opened += (open_null(), -1)
+                opened.append(open_null())
+            out_read, out_write, err_read, err_write, in_read = opened[:5]
+            self.stdout = out = PipeReader(out_read)
+            self.stderr = err = PipeReader(err_read)
+            self.stdin = self.input = PipeWriter(opened[5]) if stdin else None
+            self.outputs = (out, err)
+            self.inner_ends = (in_read, out_write, err_write)
+            for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
+                os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
+            if terminal is not None:
+                # Its other end stays open here: one that nobody has at the moment cannot be read.
+                self.own_terminal = self.terminal = terminal
+                self.inner_ends = (*self.inner_ends, os.dup(terminal.other))
         except OSError:
             for descriptor in opened:
                 os.close(descriptor)
             raise
-        out_read, out_write, err_read, err_write, in_read, in_write = opened
-        self.stdout = out = PipeReader(out_read)
-        self.stderr = err = PipeReader(err_read)
-        self.stdin = self.input = PipeWriter(in_write) if stdin else None
-        self.outputs = (out, err)
-        self.inner_ends = (in_read, out_write, err_write)
-        for descriptor in (in_read, out_write, err_write)[0 if stdin else 1 :]:
-            os.fchmod(descriptor, 0o666)  # so that /dev/stdout can be opened in there
-        if terminal is not None:
-            # Its other end stays open here: one that nobody has at the moment cannot be read.
-            self.own_terminal = self.terminal = terminal
-            self.inner_ends = (*self.inner_ends, os.dup(terminal.other))
 
     def _begin(self, station: StationClient, number: int) -> None:
         self.pid = 0

@@ -295,12 +295,13 @@ class LandlockStation(station.Station):
     def await_door(self, yard: Yard, far_line: socket.socket) -> None:
         """The keeper stands, and says so. Raises OSError with what it failed with."""
         far_line.close()
-        if not select.select([yard.line], [], [], _OPEN_SECONDS)[0]:
-            raise OSError(errno.ETIMEDOUT, "a sandbox's keeper did not start")
-        row = json.loads(yard.line.recv(_PACKET) or b'{"failed": "it ended"}')
-        if "failed" in row:
-            raise OSError(errno.EPERM, f"a sandbox's keeper: {row['failed']}")
-        yard.door = row["door"]
+        while yard.door == 0:
+            if not select.select([yard.line], [], [], _OPEN_SECONDS)[0]:
+                raise OSError(errno.ETIMEDOUT, "a sandbox's keeper did not start")
+            row = json.loads(yard.line.recv(_PACKET) or b'{"failed": "it ended"}')
+            if "failed" in row:
+                raise OSError(errno.EPERM, f"a sandbox's keeper: {row['failed']}")
+            yard.door = row.get("door", 0)  # who of its children has ended says it, too
 
     def take_user(self) -> User:
         """A user of the host that no other sandbox is; ourselves where we cannot become another.

@@ -100,7 +100,7 @@ class Network:
                 self._controls.append(Control())
                 self._controls.append(Control(events=True))
             finally:
-                calls.setns(own_network, calls.CLONE_NEWNET)
+                calls.come_back(own_network, calls.CLONE_NEWNET)
             slot, router, events = self._controls
             router.add_pair(_TO_SLOT, _IN_SLOT, inside, MTU)
         finally:
@@ -265,17 +265,19 @@ def _furnish_slot(slot: Control, refused: Sequence[str]) -> None:
 
 def show_resolver(place: Slot, own_mounts: int) -> None:
     """Let a slot know whom to ask for names."""
-    tree = calls.open_tree(root.RESOLVER)
     inside = os.open(f"/proc/{place.init}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    tree = -1
     try:
+        tree = calls.open_tree(root.RESOLVER)
         calls.setns(inside, calls.CLONE_NEWNS)
         try:
             calls.move_mount(tree, "/etc/resolv.conf")
         finally:
-            calls.setns(own_mounts, calls.CLONE_NEWNS)
+            calls.come_back(own_mounts, calls.CLONE_NEWNS)
     finally:
         os.close(inside)
-        os.close(tree)
+        if tree >= 0:
+            os.close(tree)
 
 
 def _index(control: Control, name: str) -> int:

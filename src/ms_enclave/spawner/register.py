@@ -54,16 +54,21 @@ def add(row: Mapping[str, Any]) -> Callable[[], None]:
         place = _Open.free.pop()
     else:
         place, _Open.rows = _Open.rows, _Open.rows + 1
-    os.pwrite(_Open.file, data.ljust(_ROW), place * _ROW)
 
     def remove() -> None:
         if os.getpid() != owner:
             return  # a fork lies between
-        os.pwrite(_Open.file, bytes(_ROW), place * _ROW)
+        with contextlib.suppress(OSError):  # the memory is there; and what has ended has ended
+            os.pwrite(_Open.file, bytes(_ROW), place * _ROW)
         _Open.free.append(place)
         if len(_Open.free) == _Open.rows:
             _close()
 
+    try:
+        os.pwrite(_Open.file, data.ljust(_ROW), place * _ROW)
+    except BaseException:
+        remove()
+        raise
     return remove
 
 

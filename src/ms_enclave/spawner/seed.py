@@ -58,7 +58,12 @@ class Forks:
     def bear(self) -> tuple[int, None]:
         """A process in namespaces of its own that waits for its id map."""
         ready_read, ready_write = os.pipe()
-        go_read, go_write = os.pipe()
+        try:
+            go_read, go_write = os.pipe()
+        except BaseException:
+            os.close(ready_read)
+            os.close(ready_write)
+            raise
         try:
             pid = calls.clone(calls.EVERY_NAMESPACE)
             if pid == 0:

@@ -47,6 +47,8 @@ _MASKED = (  # shows the host's hardware, users or kernel; not one of them is ne
     "locks", "modules", "partitions", "sched_debug", "scsi", "slabinfo", "timer_list",
     "timer_stats", "vmallocinfo",
 )  # fmt: skip
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+"""Errors that say what is missing now, and nothing of what the kernel can do."""
 _READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 
 
@@ -295,9 +297,11 @@ def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:
     try:
         for name, target, mode, owner in folders:
             made.append((_overlay(store, name, mode, owner), target))
-    except OSError:
+    except OSError as error:
         for tree, _ in made:
             os.close(tree)
+        if error.errno in _SCARCE:
+            raise
         return False
     trees += made
     return True
@@ -317,7 +321,10 @@ def _add_plain_folders(store: int, folders: list[Folder], trees: Trees) -> None:
             os.chown(place, *owner)
             trees.append((calls.open_tree(place), target))
     finally:
-        calls.umount(STORE)
+        try:
+            calls.umount(STORE)
+        except OSError as error:  # the next slot would see it
+            calls.end_at_once(f"the store of a sandbox cannot be hidden again: {error}")
 
 
 def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
@@ -352,6 +359,6 @@ def _attach(slot: Slot, own_mounts: int, trees: Trees) -> None:
                     os.makedirs(target, 0o755)
                 calls.move_mount(tree, target)
         finally:
-            calls.setns(own_mounts, calls.CLONE_NEWNS)
+            calls.come_back(own_mounts, calls.CLONE_NEWNS)
     finally:
         os.close(inside)

@@ -408,20 +408,25 @@ class Station:
 
         With a one-id map the user is who owns the station, and what is writable is in the root.
         """
-        trees = [(calls.open_tree(row["source"]), row["target"]) for row in self.plan["late"]]
+        trees: Trees = []
         first = self.plan["first_id"]
-        if first is None or place.first_id is None:
-            return trees
-        outside = first + place.first_id + user[0]
-        for index, volume in enumerate(self.plan["volumes"]):
-            self.life.send(f"{index} {outside}".encode())
-            answer, descriptors, _, _ = socket.recv_fds(self.life, 4096, 1)
-            if not descriptors:
-                for tree, _target in trees:
-                    os.close(tree)
-                number, _, text = answer.decode().partition("|")
-                raise OSError(int(number or 32), text)
-            trees.append((descriptors[0], volume["target"]))
+        try:
+            for row in self.plan["late"]:
+                trees.append((calls.open_tree(row["source"]), row["target"]))
+            if first is None or place.first_id is None:
+                return trees
+            outside = first + place.first_id + user[0]
+            for index, volume in enumerate(self.plan["volumes"]):
+                self.life.send(f"{index} {outside}".encode())
+                answer, descriptors, _, _ = socket.recv_fds(self.life, 4096, 1)
+                if not descriptors:
+                    number, _, text = answer.decode().partition("|")
+                    raise OSError(int(number or 32), text)
+                trees.append((descriptors[0], volume["target"]))
+        except BaseException:
+            for tree, _ in trees:
+                os.close(tree)
+            raise
         return trees
 
     def do_network(self, request: BoxRequest, _descriptors: list[int]) -> Answer | None:

@@ -38,7 +38,7 @@ def open_inside(init: int, own_mounts: int, owner: User) -> tuple[int, int]:
         try:
             return open_terminal(MULTIPLEXER, owner)
         finally:
-            calls.setns(own_mounts, calls.CLONE_NEWNS)
+            calls.come_back(own_mounts, calls.CLONE_NEWNS)
     finally:
         os.close(inside)
 
