@@ -30,7 +30,7 @@ from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_seccomp as seccomp
 from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
-from ms_enclave.boxes._docker_plan import Dialect
+from ms_enclave.boxes._docker_plan import Dialect, read_engine
 from ms_enclave.boxes._docker_watch import ACTIONS, Watch, is_own_end
 from ms_enclave.errors import EnclaveError, EngineUnavailableError, SandboxLostError
 from ms_enclave.utils.archive import tar_file
@@ -58,6 +58,8 @@ BOUNDS = {"work": 60.0, "look": 20.0, "greeting": 8.0, "undo": 8.0}
 at once; to say something; the same while a guest waits to be greeted; and to remove something,
 which is done later if it is not done then."""
 
+_ENDED_MEANWHILE = ("is not running", "container state improper")
+"""What engines say that were about to kill what has just ended by itself; the second is Podman."""
 _REMOVALS = 3
 _START_LEFT = 3.0
 """Seconds that a start which nobody waits for any more has to come to its end."""
@@ -100,14 +102,15 @@ class Engine:
         if self._dialect is None:
             with _failures("say what it is"):
                 found = await self.docker.version()
+                same_ids, counts = read_engine(await self.docker.system.info())
             parts: list[dict[str, Any]] = found.get("Components") or []
             if not any("podman" in str(part.get("Name")).lower() for part in parts):
-                self._dialect = Dialect(seccomp.profile())
+                self._dialect = Dialect(seccomp.profile(), hosts_ids=same_ids, counts=counts)
             else:
                 path = None
                 if self.is_here:
                     path = await anyio.to_thread.run_sync(seccomp.profile_file)
-                self._dialect = Dialect(path, plain_memory=True)
+                self._dialect = Dialect(path, plain_memory=True, hosts_ids=same_ids, counts=counts)
         return self._dialect
 
     # --- a container's life ---
@@ -248,7 +251,7 @@ class Engine:
                     return
                 # It ended by itself while the engine was about to kill it: then it is to be asked
                 # once more.
-                if not left or "is not running" not in str(error.message):
+                if not left or not any(word in str(error.message) for word in _ENDED_MEANWHILE):
                     raise
             else:
                 return

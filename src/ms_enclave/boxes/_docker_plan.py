@@ -82,6 +82,25 @@ _MASKED_IN_STRICT = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
+_COUNTED = frozenset({"memory", "cpu", "pids"})
+
+
+def read_engine(info: Mapping[str, Any]) -> tuple[bool, frozenset[str]]:
+    """Whether an id in a container is the same one outside, and what the engine can limit.
+
+    Args:
+        info: what the engine says of itself (`GET /info`).
+    """
+    options: list[Any] = info.get("SecurityOptions") or []
+    words = [str(option) for option in options]
+    rootless = bool(info.get("Rootless")) or any("name=rootless" in word for word in words)
+    apart = rootless or any("name=userns" in word for word in words)
+    if rootless and str(info.get("CgroupVersion") or "1") == "1":
+        return not apart, frozenset()  # only root may have control groups of that version
+    names = {"memory": "MemoryLimit", "cpu": "CpuCfsQuota", "pids": "PidsLimit"}
+    return not apart, frozenset(one for one, name in names.items() if info.get(name, True))
+
+
 @dataclass(frozen=True)
 class Dialect:
     """In what engines differ that speak the same language."""
@@ -91,6 +110,10 @@ class Dialect:
     gets none of ours."""
     plain_memory: bool = False
     """Whether its folders in memory know neither a number of files nor an owner."""
+    hosts_ids: bool = True
+    """Whether an id in a container is the same one outside."""
+    counts: frozenset[str] = _COUNTED
+    """Of memory, processor time and processes, what it can limit."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +228,7 @@ def plan_container(
     return Plan(
         document,
         own_folder,
-        _guards(config, host, own_folder=own_folder, as_root=as_root),
+        _guards(config, host, dialect, own_folder=own_folder, as_root=as_root),
         _hosts(config.extra_hosts) if alone else None,
     )
 
@@ -380,7 +403,12 @@ def _words(given: str | list[str]) -> list[str]:
 
 
 def _guards(
-    config: DockerSandboxConfig, host: Document, *, own_folder: bool, as_root: bool
+    config: DockerSandboxConfig,
+    host: Document,
+    dialect: Dialect,
+    *,
+    own_folder: bool,
+    as_root: bool,
 ) -> dict[str, str]:
     def active(yes: bool) -> str:
         return "on" if yes else "off"
@@ -389,15 +417,16 @@ def _guards(
     return {
         **dict.fromkeys(
             ("mount_namespace", "pid_namespace", "network_namespace", "ipc_namespace",
-             "uts_namespace", "rlimits", "cgroup_pids"),
+             "uts_namespace", "rlimits"),
             "on",
         ),
         "cgroup_namespace": active(not config.privileged),
-        "user_namespace": "off",  # an engine may have one for all its containers; no claim on it
+        "user_namespace": active(not dialect.hosts_ids and not config.privileged),
         "hidden_guest": active(as_root and not config.privileged),
         "masked_proc": active("MaskedPaths" in host),
-        "cgroup_memory": active("Memory" in host),
-        "cgroup_cpu": active("CpuQuota" in host),
+        "cgroup_pids": active("pids" in dialect.counts),
+        "cgroup_memory": active("Memory" in host and "memory" in dialect.counts),
+        "cgroup_cpu": active("CpuQuota" in host and "cpu" in dialect.counts),
         "no_new_privs": active(not config.privileged),
         "no_capabilities": active(not config.privileged and not host["CapAdd"]),
         "seccomp": active(not config.privileged),

@@ -14,16 +14,23 @@ from ms_enclave.boxes._docker_plan import (
     main_command,
     plan_container,
     program_limits,
+    read_engine,
 )
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.model import DockerSandboxConfig
 
 
-def plan(*, folder_is_free: bool = True, image_user: str = "", **fields: Any) -> Plan:
+def plan(
+    *,
+    folder_is_free: bool = True,
+    image_user: str = "",
+    dialect: Dialect = Dialect("{}"),  # noqa: B008 - it cannot be changed
+    **fields: Any,
+) -> Plan:
     config = DockerSandboxConfig.model_validate(fields)
     return plan_container(
         config, limits_of(config), {"a": "b"}, image_user=image_user, strict_user=23456,
-        folder_is_free=folder_is_free, dialect=Dialect("{}"),
+        folder_is_free=folder_is_free, dialect=dialect,
     )  # fmt: skip
 
 
@@ -117,6 +124,29 @@ def test_published_ports_need_a_network_and_are_for_this_machine_only() -> None:
 def test_what_docker_cannot_do_is_said() -> None:
     with pytest.raises(CapabilityError, match="runtime"):
         plan(isolation="namespace")
+
+
+@pytest.mark.parametrize(
+    ("info", "same_ids", "counts"),
+    [
+        ({}, True, {"memory", "cpu", "pids"}),
+        ({"SecurityOptions": ["name=seccomp", "name=userns"]}, False, {"memory", "cpu", "pids"}),
+        ({"SecurityOptions": ["name=rootless"], "CgroupVersion": "1"}, False, set[str]()),
+        ({"Rootless": True, "CgroupVersion": "2"}, False, {"memory", "cpu", "pids"}),
+        ({"MemoryLimit": False, "PidsLimit": False}, True, {"cpu"}),
+    ],
+)
+def test_an_engine_is_believed_what_it_cannot_do(
+    info: dict[str, object], same_ids: bool, counts: set[str]
+) -> None:
+    assert read_engine(info) == (same_ids, counts)
+
+
+def test_what_the_engine_cannot_limit_is_said() -> None:
+    guards = plan(dialect=Dialect("{}", hosts_ids=False, counts=frozenset())).guards
+    assert guards["user_namespace"] == "on"
+    assert {guards[f"cgroup_{name}"] for name in ("memory", "cpu", "pids")} == {"off"}
+    assert plan().guards["user_namespace"] == "off"
 
 
 def test_what_is_kept_can_be_attached_to_again() -> None:
