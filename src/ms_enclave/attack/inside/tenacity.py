@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .prelude import note
 
-LIFE = 3.0
+LIFE = 2.0
 BEGUN = time.monotonic()
 
 
@@ -26,7 +26,7 @@ def outlive() -> None:
 
 
 def ignore_signals() -> None:
-    for number in range(1, signal.NSIG):
+    for number in {*range(1, signal.NSIG)} - {signal.SIGCHLD}:
         try:
             signal.signal(number, signal.SIG_IGN)
         except (OSError, ValueError):
