@@ -139,7 +139,9 @@ class Translator:
                 return b""
             self.has_greeted = True
             return _greeting(said)
-        if not name.isdigit() or len(name) > 10 or int(name) > protocol.MAX_CALL:
+        if not (name.isascii() and name.isdigit()) or len(name) > 10:
+            return b""
+        if not 0 < int(name) <= protocol.MAX_CALL:
             return b""
         return self._take_of(int(name), kind, said, header)
 
