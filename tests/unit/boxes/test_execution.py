@@ -46,6 +46,7 @@ def ended(exit_code: int = 0, signal: int | None = None, **more: Any) -> Exit:
         (ended(1, None, cause="process_limit"), {}, "error", "process_limit", 1, None),
         (ended(1, None, cause="disk_limit"), {}, "error", "disk_limit", 1, None),
         (ended(152, 24, cpu_user=2.9), {}, "error", "cpu_timeout", 152, 24),
+        (ended(152, 24, cpu_user=2.3), {}, "error", "cpu_timeout", 152, 24),
         (ended(152, 24, cpu_user=0.1), {}, "error", "signal", 152, 24),
         (ended(153, 25), {}, "error", "disk_limit", 153, 25),
         (ended(137, 9), {"timed_out": True}, "timeout", "wall_timeout", -1, None),
