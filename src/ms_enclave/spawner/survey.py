@@ -72,6 +72,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self._spaces: dict[int, list[int]] | None = None
+        self._members: dict[int, Members] = {}
         self._everybody: Members | None = None
 
     @functools.cached_property
@@ -89,6 +90,15 @@ class Crowd:
                     continue  # it has just gone
                 self._spaces.setdefault(found, []).append(pid)
         return self._spaces.get(namespace, [])
+
+    def alive_in(self, namespace: int) -> Members:
+        """Those of a pid namespace that have not ended: read once, however many runs are there."""
+        found = self._members.get(namespace)
+        if found is None:
+            rows = ((pid, _stat(pid)) for pid in self.of_namespace(namespace))
+            found = {pid: row for pid, row in rows if row and row[0] not in (b"Z", b"X")}
+            self._members[namespace] = found
+        return found
 
     def everybody(self) -> Members:
         """All of them, the dead that nobody waited for included."""
@@ -159,12 +169,8 @@ def inner_pid(pid: int) -> int:
 
 def in_namespace(init: int, namespace: int, crowd: Crowd | None = None) -> Members:
     """Every process of a pid namespace but its init."""
-    found: Members = {}
-    for pid in (crowd or Crowd()).of_namespace(namespace):
-        fields = None if pid == init else _stat(pid)
-        if fields and fields[0] not in (b"Z", b"X"):
-            found[pid] = fields
-    return found
+    everybody = (crowd or Crowd()).alive_in(namespace)
+    return {pid: fields for pid, fields in everybody.items() if pid != init}
 
 
 def descendants(top: int, without: int = 0, crowd: Crowd | None = None) -> Members:
