@@ -168,6 +168,31 @@ def test_limits_of_version_2(tree: cgroups.Station, tmp_path: Path) -> None:
     }
 
 
+def test_limits_of_version_1(tmp_path: Path) -> None:
+    opened = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        station = cgroups.Station(
+            [{"version": 1, "controllers": ["memory", "pids", "cpu", "cpuacct"], "fd": opened}]
+        )
+        group = station.group("box")
+        names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness",
+                 "pids.max", "cpu.cfs_period_us", "cpu.cfs_quota_us")  # fmt: skip
+        for name in names:
+            (tmp_path / "box" / name).write_text("")
+        group.limit(memory=1 << 20, pids=7, cpu=1.5)
+        written = {name: (tmp_path / "box" / name).read_text() for name in names}
+    finally:
+        os.close(opened)
+    assert written == {
+        "memory.limit_in_bytes": "1048576",
+        "memory.memsw.limit_in_bytes": "1048576",
+        "memory.swappiness": "0",
+        "pids.max": "7",
+        "cpu.cfs_period_us": "100000",
+        "cpu.cfs_quota_us": "150000",
+    }
+
+
 def test_a_kernel_without_swap_limits_is_enough(tree: cgroups.Station, tmp_path: Path) -> None:
     group = tree.group("box")
     fill(tmp_path / "box")
