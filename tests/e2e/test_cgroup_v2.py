@@ -12,16 +12,13 @@ import shlex
 import shutil
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import machine
 from tests.support.somebody import SOMEBODY, words_of_somebody
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 HOME = Path("/tmp/home")
@@ -80,19 +77,16 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="machine-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def run(scratch: Path, *programs: list[str], before: str = "", seconds: float) -> str:
+def run(*programs: list[str], before: str = "", seconds: float) -> str:
     """Run programs of ours one after the other; every one must end well."""
     script = before + "".join(f"{shlex.join(words)} || exit\n" for words in programs)
-    return machine.boot(
-        script, scratch=scratch, folder=ROOT, python=sys.executable, seconds=seconds
-    )
+    scratch = Path(tempfile.mkdtemp(prefix="machine-"))
+    try:
+        return machine.boot(
+            script, scratch=scratch, folder=ROOT, python=sys.executable, seconds=seconds
+        )
+    finally:
+        shutil.rmtree(scratch)
 
 
 def passed(output: str) -> int:
@@ -100,23 +94,51 @@ def passed(output: str) -> int:
     return int(line.split(" passed")[0].split()[-1])
 
 
-@pytest.mark.timeout(400)
-def test_every_limit_holds_for_calls_of_root(scratch: Path) -> None:
+def boot_for_root() -> str:
     guards = [sys.executable, "-c", GUARDS]
     tests = [*LIMITS, "for_a_call and ProcessSandbox"]
-    output = run(scratch, guards, tests, before=SESSION, seconds=380)
+    return run(guards, tests, before=SESSION, seconds=380)
+
+
+def boot_for_a_user() -> str:
+    words = [sys.executable, "-c", GUARDS]
+    tests = [*LIMITS, "for_a_sandbox and ProcessSandbox"]
+    both = ["sh", "-c", f"{shlex.join(words)} && {shlex.join(tests)}"]
+    command, environment = words_of_somebody(HOME, both)
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return run(["env", *settings, *command], before=DELEGATE, seconds=380)
+
+
+@pytest.fixture(scope="module")
+def machines(request: pytest.FixtureRequest) -> dict[str, Future[str]]:
+    """What the machines of the tests have printed: each has one processor, so they run together."""
+    wanted = {item.name for item in request.session.items if item.path == request.path}
+    both = {
+        "test_every_limit_holds_for_calls_of_root": boot_for_root,
+        "test_every_limit_holds_for_sandboxes_of_a_user_with_a_part_of_the_tree": boot_for_a_user,
+    }
+    with ThreadPoolExecutor(len(both)) as pool:
+        return {
+            name: pool.submit(boot)
+            for name, boot in both.items()
+            if name in wanted and (boot is boot_for_root or os.geteuid() == 0)
+        }
+
+
+@pytest.mark.timeout(400)
+def test_every_limit_holds_for_calls_of_root(
+    request: pytest.FixtureRequest, machines: dict[str, Future[str]]
+) -> None:
+    output = machines[request.node.name].result()
     assert "every guard is on" in output
     assert passed(output) >= 12
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(os.geteuid() != 0, reason="shows to another user what this one may read")
-def test_every_limit_holds_for_sandboxes_of_a_user_with_a_part_of_the_tree(scratch: Path) -> None:
-    words = [sys.executable, "-c", GUARDS]
-    tests = [*LIMITS, "for_a_sandbox and ProcessSandbox"]
-    both = ["sh", "-c", f"{shlex.join(words)} && {shlex.join(tests)}"]
-    command, environment = words_of_somebody(HOME, both)
-    settings = [f"{name}={value}" for name, value in environment.items()]
-    output = run(scratch, ["env", *settings, *command], before=DELEGATE, seconds=380)
+def test_every_limit_holds_for_sandboxes_of_a_user_with_a_part_of_the_tree(
+    request: pytest.FixtureRequest, machines: dict[str, Future[str]]
+) -> None:
+    output = machines[request.node.name].result()
     assert "every guard is on" in output
     assert passed(output) >= 12

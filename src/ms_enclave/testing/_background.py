@@ -246,21 +246,21 @@ class BackgroundContract(SandboxSuite):
         with pytest.raises(ConfigError, match="signal"):
             await command.send_signal(name)
 
-    async def test_a_kill_takes_everything_that_it_started(self, fresh: Sandbox) -> None:
-        async with beats(fresh):
-            command = await fresh.start_command(
+    async def test_a_kill_takes_everything_that_it_started(self, clean: Sandbox) -> None:
+        async with beats(clean):
+            command = await clean.start_command(
                 f"setsid sh -c \"trap '' TERM HUP; {HEARTBEAT}\" & sleep 60"
             )
-            await wait_for_file(fresh, "beat")
+            await wait_for_file(clean, "beat")
             await command.kill()
             assert (await command.wait(10)).verdict == Verdict.SIGNAL
             assert command.returncode == 137
             await command.kill()
 
-    async def test_it_is_ended_in_time(self, fresh: Sandbox) -> None:
-        async with beats(fresh):
-            command = await fresh.start_command(f"echo out; ({HEARTBEAT}) & sleep 60", timeout=1)
-            await wait_for_file(fresh, "beat")
+    async def test_it_is_ended_in_time(self, clean: Sandbox) -> None:
+        async with beats(clean):
+            command = await clean.start_command(f"echo out; ({HEARTBEAT}) & sleep 60", timeout=1)
+            await wait_for_file(clean, "beat")
             result = await command.wait(20)
         assert (result.verdict, result.exit_code) == (Verdict.WALL_TIMEOUT, -1)
         assert (result.stdout, command.returncode) == ("out\n", -1)

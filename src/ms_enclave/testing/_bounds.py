@@ -69,7 +69,7 @@ class SandboxBoundsContract(SandboxSuite):
         self.need_bound("pids")
         async with self.opened(pids_limit=40) as box:
             began = time.monotonic()
-            result = await box.execute_command("f() { f | f & f; }; f", timeout=3)
+            result = await box.execute_command("f() { f | f & f; }; f", timeout=2)
             assert result.status != ExecutionStatus.SUCCESS
             assert time.monotonic() - began < 15
             await self.still_works(box)

@@ -115,7 +115,7 @@ class CodeContract(SandboxSuite):
             "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
             "print('started', flush=True)\n"
         )
-        result = await python.run_code(code, timeout=3)
+        result = await python.run_code(code, timeout=2)
         assert result.verdict == Verdict.WALL_TIMEOUT
         assert result.stdout == "started\n"
 

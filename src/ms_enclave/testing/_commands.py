@@ -265,10 +265,10 @@ class CommandContract(SandboxSuite):
         assert result.verdict == Verdict.WALL_TIMEOUT
         assert result.execution_time < 10
 
-    async def test_a_time_out_kills_children_that_became_daemons(self, fresh: Sandbox) -> None:
+    async def test_a_time_out_kills_children_that_became_daemons(self, clean: Sandbox) -> None:
         daemon = f"trap '' TERM HUP; {HEARTBEAT}"
-        async with beats(fresh):
-            result = await fresh.execute_command(
+        async with beats(clean):
+            result = await clean.execute_command(
                 [
                     "sh",
                     "-c",
@@ -280,18 +280,18 @@ class CommandContract(SandboxSuite):
             )
             assert result.verdict == Verdict.WALL_TIMEOUT
 
-    async def test_a_cancel_kills_everything(self, fresh: Sandbox) -> None:
+    async def test_a_cancel_kills_everything(self, clean: Sandbox) -> None:
         line = f"setsid sh -c \"trap '' TERM; {HEARTBEAT}\" & sleep 60"
-        async with beats(fresh), anyio.create_task_group() as group:
-            group.start_soon(fresh.execute_command, line)
-            await wait_for_file(fresh, "beat")
+        async with beats(clean), anyio.create_task_group() as group:
+            group.start_soon(clean.execute_command, line)
+            await wait_for_file(clean, "beat")
             group.cancel_scope.cancel()
-        assert (await fresh.execute_command("echo alive")).stdout == "alive\n"
+        assert (await clean.execute_command("echo alive")).stdout == "alive\n"
 
-    async def test_a_plain_asyncio_cancel_kills_everything_too(self, fresh: Sandbox) -> None:
-        async with beats(fresh):
-            task = asyncio.create_task(fresh.execute_command(f"({HEARTBEAT}) & sleep 60"))
-            await wait_for_file(fresh, "beat")
+    async def test_a_plain_asyncio_cancel_kills_everything_too(self, clean: Sandbox) -> None:
+        async with beats(clean):
+            task = asyncio.create_task(clean.execute_command(f"({HEARTBEAT}) & sleep 60"))
+            await wait_for_file(clean, "beat")
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

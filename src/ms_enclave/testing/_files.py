@@ -266,65 +266,65 @@ class FilesContract(SandboxSuite):
     @pytest.mark.parametrize(
         "name", ["a b", "é€", "-rf", "a\nb", "*", "$HOME", "'\"", "a\\b", "..."]
     )
-    async def test_names_are_only_names(self, fresh: Sandbox, name: str) -> None:
-        await fresh.files.write(f"names/{name}", name)
-        [entry] = await fresh.files.list("names")
+    async def test_names_are_only_names(self, clean: Sandbox, name: str) -> None:
+        await clean.files.write(f"names/{name}", name)
+        [entry] = await clean.files.list("names")
         assert entry.name == name
-        assert await fresh.files.read_text(entry.path) == name
-        await fresh.files.remove(entry.path)
-        assert await fresh.files.list("names") == []
+        assert await clean.files.read_text(entry.path) == name
+        await clean.files.remove(entry.path)
+        assert await clean.files.list("names") == []
 
     # --- folders ---
 
-    async def test_a_folder_is_listed_as_deep_as_asked(self, fresh: Sandbox) -> None:
-        await fresh.files.write("tree/a", "1")
-        await fresh.files.write("tree/b/c", "22")
-        await fresh.files.write("tree/b/d/e", "333")
-        top = {entry.name: entry for entry in await fresh.files.list("tree")}
+    async def test_a_folder_is_listed_as_deep_as_asked(self, clean: Sandbox) -> None:
+        await clean.files.write("tree/a", "1")
+        await clean.files.write("tree/b/c", "22")
+        await clean.files.write("tree/b/d/e", "333")
+        top = {entry.name: entry for entry in await clean.files.list("tree")}
         assert set(top) == {"a", "b"}
         assert (top["a"].type, top["a"].size, top["b"].type) == ("file", 1, "directory")
-        names = [entry.name for entry in await fresh.files.list("tree", depth=3)]
+        names = [entry.name for entry in await clean.files.list("tree", depth=3)]
         assert sorted(names) == ["a", "b", "c", "d", "e"]
 
-    async def test_ten_thousand_entries_are_listed(self, fresh: Sandbox) -> None:
-        await fresh.execute_command(
+    async def test_ten_thousand_entries_are_listed(self, clean: Sandbox) -> None:
+        await clean.execute_command(
             "mkdir many && cd many && i=0; while [ $i -lt 10000 ]; do : > $i; i=$((i+1)); done",
             timeout=100,
         )
-        assert len(await fresh.files.list("many")) == 10_000
-        assert len(await fresh.files.list("many", limit=7)) == 7
-        await fresh.files.remove("many", recursive=True)
-        assert not await fresh.files.exists("many")
+        assert len(await clean.files.list("many")) == 10_000
+        assert len(await clean.files.list("many", limit=7)) == 7
+        await clean.files.remove("many", recursive=True)
+        assert not await clean.files.exists("many")
 
-    async def test_folders_are_made_moved_and_removed(self, fresh: Sandbox) -> None:
-        await fresh.files.mkdir("one/two")
-        await fresh.files.mkdir("one/two")
+    async def test_folders_are_made_moved_and_removed(self, clean: Sandbox) -> None:
+        await clean.files.mkdir("one/two")
+        await clean.files.mkdir("one/two")
         with pytest.raises(FileExistsError):
-            await fresh.files.mkdir("one/two", parents=False)
-        await fresh.files.write("one/two/file", "x")
-        await fresh.files.move("one/two", "three")
-        assert await fresh.files.read("three/file") == b"x"
+            await clean.files.mkdir("one/two", parents=False)
+        await clean.files.write("one/two/file", "x")
+        await clean.files.move("one/two", "three")
+        assert await clean.files.read("three/file") == b"x"
         with pytest.raises(OSError, match=r"(?i)not empty|directory"):
-            await fresh.files.remove("three")
-        await fresh.files.remove("three", recursive=True)
-        assert not await fresh.files.exists("three")
-        await fresh.files.remove("one")
+            await clean.files.remove("three")
+        await clean.files.remove("three", recursive=True)
+        assert not await clean.files.exists("three")
+        await clean.files.remove("one")
 
-    async def test_lines_are_found_and_texts_replaced(self, fresh: Sandbox) -> None:
-        await fresh.files.write("src/a.py", "import os\nname = 'x'\nprint(name)\n")
-        await fresh.files.write("src/b/c.py", "name = 2\n")
-        await fresh.files.write("src/binary", b"\xff\0name")
-        found = await fresh.files.search(r"^name = ", "src")
+    async def test_lines_are_found_and_texts_replaced(self, clean: Sandbox) -> None:
+        await clean.files.write("src/a.py", "import os\nname = 'x'\nprint(name)\n")
+        await clean.files.write("src/b/c.py", "name = 2\n")
+        await clean.files.write("src/binary", b"\xff\0name")
+        found = await clean.files.search(r"^name = ", "src")
         assert sorted((m.path.rpartition("/")[2], m.line) for m in found) == [
             ("a.py", 2),
             ("c.py", 1),
         ]
         assert found[0].text.startswith("name = ")
-        assert len(await fresh.files.search("name", "src", limit=1)) == 1
-        assert await fresh.files.replace("src/a.py", "name", "title") == 2
-        assert await fresh.files.read_text("src/a.py") == "import os\ntitle = 'x'\nprint(title)\n"
-        assert await fresh.files.replace("src/a.py", "title", "t", count=1) == 1
-        assert await fresh.files.replace("src/a.py", "not there", "x") == 0
+        assert len(await clean.files.search("name", "src", limit=1)) == 1
+        assert await clean.files.replace("src/a.py", "name", "title") == 2
+        assert await clean.files.read_text("src/a.py") == "import os\ntitle = 'x'\nprint(title)\n"
+        assert await clean.files.replace("src/a.py", "title", "t", count=1) == 1
+        assert await clean.files.replace("src/a.py", "not there", "x") == 0
 
     # --- what goes wrong ---
 
@@ -379,29 +379,29 @@ class FilesContract(SandboxSuite):
 
     # --- links ---
 
-    async def test_links_are_seen_and_removed_as_links(self, fresh: Sandbox) -> None:
-        await fresh.files.write("target", "kept")
-        await fresh.execute_command("ln -s target link; ln -s nowhere dangling; ln -s . loop")
-        assert (await fresh.files.stat("link", follow=False)).type == "symlink"
-        assert (await fresh.files.stat("link")).type == "file"
-        assert await fresh.files.read("link") == b"kept"
-        await fresh.files.remove("link")
-        assert await fresh.files.read("target") == b"kept"
-        assert len(await fresh.files.list(".", depth=50)) < 100
+    async def test_links_are_seen_and_removed_as_links(self, clean: Sandbox) -> None:
+        await clean.files.write("target", "kept")
+        await clean.execute_command("ln -s target link; ln -s nowhere dangling; ln -s . loop")
+        assert (await clean.files.stat("link", follow=False)).type == "symlink"
+        assert (await clean.files.stat("link")).type == "file"
+        assert await clean.files.read("link") == b"kept"
+        await clean.files.remove("link")
+        assert await clean.files.read("target") == b"kept"
+        assert len(await clean.files.list(".", depth=50)) < 100
 
-    async def test_removing_a_folder_does_not_follow_links_out_of_it(self, fresh: Sandbox) -> None:
-        await fresh.files.write("outside/kept", "x")
-        await fresh.execute_command("mkdir gone && ln -s ../outside gone/out")
-        await fresh.files.remove("gone", recursive=True)
-        assert await fresh.files.read("outside/kept") == b"x"
+    async def test_removing_a_folder_does_not_follow_links_out_of_it(self, clean: Sandbox) -> None:
+        await clean.files.write("outside/kept", "x")
+        await clean.execute_command("mkdir gone && ln -s ../outside gone/out")
+        await clean.files.remove("gone", recursive=True)
+        assert await clean.files.read("outside/kept") == b"x"
 
     async def test_nothing_of_the_host_is_reached_by_a_path_or_a_planted_link(
-        self, fresh: Sandbox, tmp_path: Path
+        self, clean: Sandbox, tmp_path: Path
     ) -> None:
         if not self.isolated:
             pytest.skip("this sandbox shares the host's files")
         canary = await run_sync(_write, tmp_path / "canary", "host")
-        await fresh.execute_command(
+        await clean.execute_command(
             [
                 "sh",
                 "-c",
@@ -414,9 +414,9 @@ class FilesContract(SandboxSuite):
         up = "../" * 40
         for path in (str(canary), "link", f"root{canary}", "folder/canary", f"{up}{canary}"):
             with pytest.raises(OSError):  # noqa: PT011 - which one is the box's affair
-                await fresh.files.read(path)
+                await clean.files.read(path)
             with pytest.raises(OSError):  # noqa: PT011
-                await fresh.files.write(path, "taken", parents=False)
+                await clean.files.write(path, "taken", parents=False)
         assert await run_sync(canary.read_text) == "host"
         assert await run_sync(os.listdir, tmp_path) == ["canary"]
 
@@ -431,14 +431,14 @@ class FilesContract(SandboxSuite):
     # --- archives ---
 
     async def test_files_and_folders_go_in_and_out_whole(
-        self, fresh: Sandbox, tmp_path: Path
+        self, clean: Sandbox, tmp_path: Path
     ) -> None:
         source = await run_sync(_make_tree, tmp_path / "source")
-        await fresh.put_dir(source, "copied")
-        assert await fresh.files.read("copied/sub/é b") == bytes(range(256))
-        assert not await fresh.files.exists("copied/link")
+        await clean.put_dir(source, "copied")
+        assert await clean.files.read("copied/sub/é b") == bytes(range(256))
+        assert not await clean.files.exists("copied/link")
         target = tmp_path / "target"
-        await fresh.get_dir("copied", target)
+        await clean.get_dir("copied", target)
         assert await run_sync(_read_tree, target) == {
             "sub": None,
             "sub/empty": None,
@@ -459,20 +459,20 @@ class FilesContract(SandboxSuite):
         await box.put_file(path, b"\xff\0")
         assert await box.get_file(path) == b"\xff\0"
 
-    async def test_an_archive_is_unpacked_inside(self, fresh: Sandbox) -> None:
+    async def test_an_archive_is_unpacked_inside(self, clean: Sandbox) -> None:
         script = tarfile.TarInfo("bin/run")
         script.mode = 0o755
         data = tar_of((script, b"#!/bin/sh\necho ran\n"), (tarfile.TarInfo("data"), b"d" * MIB))
-        await fresh.put_archive("into/here", data)
-        assert (await fresh.execute_command(["into/here/bin/run"])).stdout == "ran\n"
-        assert (await fresh.files.stat("into/here/data")).size == MIB
+        await clean.put_archive("into/here", data)
+        assert (await clean.execute_command(["into/here/bin/run"])).stdout == "ran\n"
+        assert (await clean.files.stat("into/here/data")).size == MIB
 
         async def stream() -> AsyncIterator[bytes]:
             for start in range(0, len(data), 1000):
                 yield data[start : start + 1000]
 
-        await fresh.put_archive("streamed", stream())
-        assert (await fresh.files.stat("streamed/data")).size == MIB
+        await clean.put_archive("streamed", stream())
+        assert (await clean.files.stat("streamed/data")).size == MIB
 
     @pytest.mark.parametrize(
         "members",
@@ -486,15 +486,15 @@ class FilesContract(SandboxSuite):
         ids=["dots", "inner-dots", "link-folder", "link-file", "hard-link"],
     )
     async def test_no_member_lands_outside_of_its_folder(
-        self, fresh: Sandbox, members: list[tuple[tarfile.TarInfo, bytes]]
+        self, clean: Sandbox, members: list[tuple[tarfile.TarInfo, bytes]]
     ) -> None:
-        await fresh.files.write("victim", "kept")
-        await fresh.files.mkdir("into")
+        await clean.files.write("victim", "kept")
+        await clean.files.mkdir("into")
         # Refused is right; left out, or kept inside, is right too.
         with contextlib.suppress(OSError, ValueError):
-            await fresh.put_archive("into", tar_of(*members))
-        assert not await fresh.files.exists("outside")
-        assert await fresh.files.read("victim") == b"kept"
+            await clean.put_archive("into", tar_of(*members))
+        assert not await clean.files.exists("outside")
+        assert await clean.files.read("victim") == b"kept"
 
     @pytest.mark.parametrize("data", [b"not a tar" * 100, b"\x1f\x8b" + b"\0" * 600])
     async def test_what_is_no_tar_is_refused(self, box: Sandbox, data: bytes) -> None:
@@ -503,39 +503,39 @@ class FilesContract(SandboxSuite):
         assert (await box.execute_command("echo alive")).stdout == "alive\n"
 
     async def test_what_comes_out_stays_below_its_target(
-        self, fresh: Sandbox, tmp_path: Path
+        self, clean: Sandbox, tmp_path: Path
     ) -> None:
-        await fresh.execute_command(
+        await clean.execute_command(
             "mkdir out && cd out && ln -s /etc/passwd link && ln -s .. up && mkfifo fifo"
             " && echo x > plain"
         )
-        await fresh.get_dir("out", tmp_path / "target")
+        await clean.get_dir("out", tmp_path / "target")
         assert await run_sync(_read_tree, tmp_path) == {"target": None, "target/plain": b"x\n"}
 
     async def test_a_folder_is_not_taken_beyond_what_the_caller_allows(
-        self, fresh: Sandbox, tmp_path: Path
+        self, clean: Sandbox, tmp_path: Path
     ) -> None:
-        await fresh.execute_command("mkdir much; truncate -s 100M much/hole; echo x > much/small")
+        await clean.execute_command("mkdir much; truncate -s 100M much/hole; echo x > much/small")
         with pytest.raises(ConfigError, match="more than"):
-            await fresh.get_dir("much", tmp_path / "out", max_bytes=MIB)
+            await clean.get_dir("much", tmp_path / "out", max_bytes=MIB)
         assert await run_sync(_read_tree, tmp_path) == {}
-        await fresh.execute_command("rm much/hole")
-        await fresh.get_dir("much", tmp_path / "out", max_bytes=MIB)
+        await clean.execute_command("rm much/hole")
+        await clean.get_dir("much", tmp_path / "out", max_bytes=MIB)
         assert await run_sync(_read_tree, tmp_path / "out") == {"small": b"x\n"}
 
     async def test_a_folder_larger_than_what_is_held_goes_in_and_out(
-        self, fresh: Sandbox, tmp_path: Path
+        self, clean: Sandbox, tmp_path: Path
     ) -> None:
         content = b"0123456789abcdef" * (20 * MIB // 16)
         await run_sync((tmp_path / "in").mkdir)
         await run_sync((tmp_path / "in" / "big").write_bytes, content)
-        await fresh.put_dir(tmp_path / "in", "big")
-        await fresh.get_dir("big", tmp_path / "out")
+        await clean.put_dir(tmp_path / "in", "big")
+        await clean.get_dir("big", tmp_path / "out")
         assert await run_sync(_read_tree, tmp_path / "out") == {"big": content}
 
-    async def test_an_archive_comes_out_as_tar(self, fresh: Sandbox) -> None:
-        await fresh.files.write("packed/a", b"1")
-        data = b"".join([chunk async for chunk in fresh.get_archive("packed")])
+    async def test_an_archive_comes_out_as_tar(self, clean: Sandbox) -> None:
+        await clean.files.write("packed/a", b"1")
+        data = b"".join([chunk async for chunk in clean.get_archive("packed")])
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             [member] = [item for item in archive.getmembers() if item.isfile()]
             assert member.name.rpartition("/")[2] == "a"

@@ -187,9 +187,7 @@ class ShellContract(SandboxSuite):
         assert result.verdict == Verdict.WALL_TIMEOUT
         assert (await shell.run("echo $X")).stdout == "kept\n"
 
-    async def test_a_job_in_the_background_survives_a_lines_time_out(self, fresh: Sandbox) -> None:
-        needs(fresh, "terminals")
-        shell = await fresh.shell()
+    async def test_a_job_in_the_background_survives_a_lines_time_out(self, shell: Shell) -> None:
         await shell.run("sleep 600 & pid=$!")
         assert (await shell.run("sleep 600", timeout=0.3)).verdict == Verdict.WALL_TIMEOUT
         assert (await shell.run("kill -0 $pid; echo $?")).stdout == "0\n"
@@ -213,14 +211,12 @@ class ShellContract(SandboxSuite):
         assert (await shell.run("echo $X")).stdout == "kept\n"
 
     async def test_a_line_that_is_cancelled_ends_and_the_shell_does_not(
-        self, fresh: Sandbox
+        self, clean: Sandbox, shell: Shell
     ) -> None:
-        needs(fresh, "terminals")
-        shell = await fresh.shell()
         await shell.run("X=kept")
-        async with beats(fresh), anyio.create_task_group() as group:
+        async with beats(clean), anyio.create_task_group() as group:
             group.start_soon(shell.run, HEARTBEAT)
-            await wait_for_file(fresh, "beat")
+            await wait_for_file(clean, "beat")
             group.cancel_scope.cancel()
         assert (await shell.run("echo $X")).stdout == "kept\n"
 
@@ -274,12 +270,10 @@ class ShellContract(SandboxSuite):
         after = await shell.run("echo =$X")
         assert (after.stdout, after.metadata["new_shell"]) == ("=\n", True)
 
-    async def test_closing_it_ends_its_jobs(self, fresh: Sandbox) -> None:
-        needs(fresh, "terminals")
-        shell = await fresh.shell()
-        async with beats(fresh):
+    async def test_closing_it_ends_its_jobs(self, clean: Sandbox, shell: Shell) -> None:
+        async with beats(clean):
             await shell.run(f"({HEARTBEAT}) & ")
-            await wait_for_file(fresh, "beat")
+            await wait_for_file(clean, "beat")
             await shell.close()
             await shell.close()
 

@@ -115,9 +115,9 @@ class TerminalContract(SandboxSuite):
         assert len(result.stdout) <= 1000
         assert result.truncated["stdout"] > 1000
 
-    async def test_terminals_are_given_back(self, fresh: Sandbox) -> None:
+    async def test_terminals_are_given_back(self, box: Sandbox) -> None:
         for number in range(40):
-            command = await fresh.start_command(f"echo {number}", pty=(24, 80))
+            command = await box.start_command(f"echo {number}", pty=(24, 80))
             assert (await command.wait(10)).stdout == f"{number}\r\n"
 
     @pytest.mark.parametrize(
