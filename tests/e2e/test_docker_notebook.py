@@ -18,7 +18,7 @@ import pytest
 
 from ms_enclave.boxes import DockerNotebook, DockerNotebookSandbox, SandboxFactory
 from ms_enclave.errors import CapabilityError, ConfigError, SandboxStartError
-from ms_enclave.model import Verdict
+from ms_enclave.model import Execution, Verdict
 from ms_enclave.tools import ToolFactory
 from tests.e2e.test_docker import containers, docker
 from tests.support.engine import IMAGE, WHEELS, WITHOUT_PYTHON
@@ -113,6 +113,27 @@ async def test_input_interrupt_restart_and_several_kernels() -> None:
         assert (await other.run("'x' in globals()")).result == {"text/plain": "False"}
         await one.restart()
         assert (await one.run("'x' in globals()")).result == {"text/plain": "False"}
+
+
+async def test_an_interrupt_before_the_kernel_is_at_its_cell_is_not_lost() -> None:
+    async with DockerNotebook(CONFIG) as box:
+        kernel = await box.kernel()
+        for _ in range(3):
+            async with anyio.create_task_group() as group:
+                outcome: list[Execution] = []
+
+                async def cell(outcome: list[Execution] = outcome) -> None:
+                    outcome.append(await kernel.run("import time; time.sleep(1000)"))
+
+                group.start_soon(cell)
+                while kernel.status != "busy":
+                    await anyio.sleep(0)
+                with anyio.fail_after(20):
+                    await kernel.interrupt()
+                    while not outcome:
+                        await anyio.sleep(0.01)
+            assert outcome[0].error is not None
+            assert outcome[0].error.name == "KeyboardInterrupt"
 
 
 async def test_its_own_names_can_be_read() -> None:
