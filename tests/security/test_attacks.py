@@ -201,7 +201,7 @@ def test_what_is_seen_from_outside_decides(change: dict[str, Any], guard: str) -
     (breach,) = [row for row in rows.values() if row[0].startswith("ok: ")]
     assert breach[1] == guard
     assert judge(bomb, rows, {}).outcome == "open"
-    assert judge(bomb, rows, {guard: "off"}).outcome == "bounded"
+    assert judge(bomb, rows, {guard: "off"}).outcome == ("bounded" if guard else "open")
     assert rows_of(bomb, SMALL, replace(WELL, verdict="ok")) == {}
 
 
@@ -213,6 +213,9 @@ def test_what_goes_through_is_bounded_only_by_a_guard_that_is_off() -> None:
     del tried["three"]
     assert judge(case, tried, {"own_ids": "off"}).outcome == "bounded"
     assert judge(case, tried, {"own_ids": "on"}).outcome == "open"
+    either = {"two": ["ok", "disk_limit file_limit"]}
+    assert judge(case, either, {"disk_limit": "on", "file_limit": "off"}).outcome == "bounded"
+    assert judge(case, either, {"disk_limit": "on", "file_limit": "on"}).outcome == "open"
     assert judge(case, tried, {}).outcome == "open"
     del tried["two"]
     assert judge(case, tried, {}).outcome == "held"

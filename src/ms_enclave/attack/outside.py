@@ -82,8 +82,10 @@ def check_bound(sandbox: Sandbox) -> None:
             )
 
 
-async def watch(sandbox: Sandbox, program: str, name: str) -> tuple[CommandResult, Seen]:
-    """Run a bomb whose processes are called `name`, and see what becomes of it.
+async def watch(
+    sandbox: Sandbox, case: Case, program: str, name: str
+) -> tuple[CommandResult, Seen]:
+    """Run the program of a bomb, whose processes are called `name`, and see what becomes of it.
 
     Raises:
         EnclaveError: it could not be run, or the sandbox did not outlive it.
@@ -121,17 +123,21 @@ async def watch(sandbox: Sandbox, program: str, name: str) -> tuple[CommandResul
         lost=sum(result.truncated.values()),
         visible=found,
         survivors=len(left),
-        serves=await _serves(sandbox),
+        serves=await _serves(sandbox, case),
     )
     return result, seen
 
 
-async def _serves(sandbox: Sandbox) -> str:
+async def _serves(sandbox: Sandbox, case: Case) -> str:
     try:
         after = await sandbox.run_code("print(6 * 7)")
     except EnclaveError as error:
         return f"{type(error).__name__}: {error}"
-    return "" if after.stdout == "42\n" else f"{after.verdict.value}: {after.stderr[-200:]}"
+    # What was stored is still there, and where that is only looked at it ends the next one, too.
+    is_full = after.verdict == "disk_limit" and "disk_limit" in case.ends
+    return (
+        "" if after.stdout == "42\n" or is_full else f"{after.verdict.value}: {after.stderr[-200:]}"
+    )
 
 
 def named(name: str) -> list[int]:

@@ -109,7 +109,7 @@ async def _set_off(sandbox: Sandbox, case: Case) -> Finding:
     name = f"bomb-{secrets.token_hex(5)}"
     program = await anyio.to_thread.run_sync(_bomb, case, name)
     try:
-        result, seen = await outside.watch(sandbox, program, name)
+        result, seen = await outside.watch(sandbox, case, program, name)
     except EnclaveError as error:
         return Finding(case, "vacuous", detail=str(error))
     if "wall_timeout" in case.ends and not seen.visible:
@@ -126,7 +126,8 @@ def judge(case: Case, tried: Mapping[str, Sequence[str]], guards: Mapping[str, s
     """What it means that these tries had these ends, in a sandbox with these guards. Pure.
 
     Args:
-        tried: by what was tried: what came of it, and the name of the guard against it or "".
+        tried: by what was tried: what came of it, and the names of the guards of which one is
+            against it, or "".
     """
     went = {name: row for name, row in tried.items() if row[0] == "ok" or row[0][:4] == "ok: "}
     said = {name: row[0] for name, row in went.items()}
@@ -135,7 +136,9 @@ def judge(case: Case, tried: Mapping[str, Sequence[str]], guards: Mapping[str, s
         return Finding(case, "vacuous", detail="nothing was tried")
     if not went:
         return Finding(case, "held", tried=len(tried), refused=refused)
-    lacking = all(guards.get(row[1]) == "off" for row in went.values())
+    lacking = all(
+        any(guards.get(guard) == "off" for guard in row[1].split()) for row in went.values()
+    )
     return Finding(case, "bounded" if lacking else "open", said, len(tried), refused)
 
 

@@ -434,6 +434,7 @@ def _guards(
         "read_only_root": active(host["ReadonlyRootfs"]),
         "own_ids": active(config.hardening == "strict"),
         "disk_limit": active(own_folder),
+        "file_limit": active(own_folder and not dialect.plain_memory),
         "no_network": active(host["NetworkMode"] == "none"),
     }  # fmt: skip
 

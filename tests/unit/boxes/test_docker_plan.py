@@ -59,6 +59,14 @@ def test_limits_are_those_of_every_sandbox() -> None:
     assert f"size={8 << 20},nr_inodes=2048," in made["Tmpfs"]["/sandbox"]
 
 
+def test_what_counts_no_files_says_so() -> None:
+    plain = plan(disk_limit="8m", dialect=Dialect("{}", plain_memory=True))
+    assert "nr_inodes" not in plain.document["HostConfig"]["Tmpfs"]["/sandbox"]
+    assert plain.guards["file_limit"] == "off"
+    assert plan(disk_limit="8m").guards["file_limit"] == "on"
+    assert plan(folder_is_free=False).guards["file_limit"] == "off"
+
+
 def test_strict_takes_everything_away_that_it_can() -> None:
     made = plan(hardening="strict")
     walls = made.document["HostConfig"]
