@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -26,6 +28,7 @@ __all__ = [
     "Docker",
     "DockerNotebook",
     "DockerWithoutPython",
+    "Gvisor",
     "Landlock",
     "LandlockNoGroups",
     "NoGroups",
@@ -35,6 +38,7 @@ __all__ = [
     "Volcengine",
     "needs_engine",
     "needs_process",
+    "needs_runsc",
 ]
 
 subprocess_box.install()
@@ -93,6 +97,14 @@ class LandlockNoGroups(Landlock):
         return NoGroupsLandlockSandbox({**cls.config, **config})
 
 
+class Gvisor(Process):
+    """The embedded sandbox with a kernel of its own. One that has more memory or processes than it
+    may have is lost: `tests/e2e/test_gvisor.py`."""
+
+    bounded: ClassVar[frozenset[str]] = frozenset({"disk"})
+    config: ClassVar[dict[str, Any]] = {"isolation": "gvisor"}
+
+
 class Docker:
     """A container of a real engine, from the image that `scripts/engine` makes."""
 
@@ -129,6 +141,11 @@ class DockerNotebook(Docker):
 
 needs_engine = pytest.mark.docker
 """Marks a suite that runs over a container engine."""
+
+needs_runsc = pytest.mark.skipif(
+    shutil.which("runsc") is None or os.geteuid() != 0, reason="no runsc here, or not root"
+)
+"""Marks a suite that runs over sandboxes of tier `gvisor`."""
 
 needs_process = pytest.mark.namespaces
 """Marks a suite that runs over the embedded sandbox."""

@@ -22,6 +22,7 @@ from tests.contract.boxes import (
     Docker,
     DockerNotebook,
     DockerWithoutPython,
+    Gvisor,
     Landlock,
     LandlockNoGroups,
     NoGroups,
@@ -30,6 +31,7 @@ from tests.contract.boxes import (
     Subprocess,
     needs_engine,
     needs_process,
+    needs_runsc,
 )
 from tests.security.boxes import PlainShellSandbox
 
@@ -103,6 +105,22 @@ class TestLandlockLife(Landlock, SandboxLifeContract):
 
 
 class TestLandlockNoGroups(LandlockNoGroups, ProgramsContract):
+    pass
+
+
+@needs_runsc
+class TestGvisor(Gvisor, CommandContract, CodeContract, FilesContract, SandboxBoundsContract):
+    async def test_the_own_user_by_number_is_the_own_user(self, box: Sandbox) -> None:
+        """By Python: what Debian's `stat` asks, the `runsc` of that release refuses."""
+        for user in (None, 1000, "1000"):
+            await box.files.as_user(user).write("own", f"{user}")
+            assert await box.files.read_text("own") == f"{user}"
+        shown = await box.run_code("import os; print(os.stat('own').st_uid)")
+        assert shown.stdout == "1000\n"
+
+
+@needs_runsc
+class TestGvisorLife(Gvisor, SandboxLifeContract):
     pass
 
 

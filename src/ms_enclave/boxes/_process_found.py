@@ -35,7 +35,10 @@ __all__ = [
     "place_of",
 ]
 
-_PROGRAMS = ("/ms_enclave/spawner/launcher.py", "/ms_enclave/spawner/landlock_launcher.py")
+_PROGRAMS = tuple(
+    f"/ms_enclave/spawner/{name}.py"
+    for name in ("launcher", "landlock_launcher", "gvisor_launcher")
+)
 _WORDS = 7
 """Words of a launcher's command line before the state folder: see `spawner.launch`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.boxes._environment import BASE_ENVIRONMENT
@@ -33,6 +34,7 @@ __all__ = [
     "landlock_report",
     "landlock_user",
     "plan_key",
+    "program_limits",
     "resolve_user",
     "station_fields",
     "station_plan",
@@ -118,6 +120,14 @@ def rlimits(limits: ResolvedLimits, controllers: frozenset[str]) -> dict[int, tu
         behind = 2 * limits.memory + _BEYOND_WATCH
         found[2] = (behind, behind)  # DATA
     return found
+
+
+def program_limits(limits: ResolvedLimits) -> ResolvedLimits:
+    """The limits of one program that a guest starts: a full disk is to be found before a file is
+    too big."""
+    if limits.file_size < limits.disk:
+        return limits
+    return replace(limits, file_size=limits.disk + _BEYOND_DISK)
 
 
 def command_document(request: SpawnRequest) -> dict[str, Any]:

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from ms_enclave.boxes._execution import Job
+    from ms_enclave.boxes._gvisor import Gvisor
     from ms_enclave.channel.guest import GuestConnection
-    from ms_enclave.channel.process import KernelProcess, KernelRequest, SpawnRequest
+    from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
     from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox, Problem
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient, StationProcess
@@ -98,6 +99,8 @@ class ProcessSandbox(Sandbox):
     _limits: ResolvedLimits
     _tier: Tier
     _place: Place
+    _gvisor: Gvisor | None = None
+    """What there is instead of a station in tier `gvisor`."""
     _left: _Left | None = None
     """What a last owner left, in a handle that takes it over."""
     _is_left = False
@@ -169,6 +172,9 @@ class ProcessSandbox(Sandbox):
             self._limits = config.resolve_limits()
             self._attach(self._left, stack)
             return
+        if config.isolation == "gvisor":
+            await self._open_gvisor(config, stack)
+            return
         station = await self._settle()
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
@@ -179,7 +185,7 @@ class ProcessSandbox(Sandbox):
             self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
         )
         stack.push_async_callback(self._close_box)
-        stack.callback(self._show(box["init"]))
+        stack.callback(self._show(box["init"], station.launcher))
         self._place = self._tier.place(config, box)
         stack.callback(setattr, self, "config", config)
         self.config = config.model_copy(update={"working_dir": self._place.work})
@@ -197,6 +203,29 @@ class ProcessSandbox(Sandbox):
                 self.id, self._note(config), ttl=config.ttl, most=self._keeping.seconds,
                 idle=config.idle_timeout,
             )  # fmt: skip
+
+    async def _open_gvisor(self, config: ProcessSandboxConfig, stack: AsyncExitStack) -> None:
+        """Be one of tier `gvisor`, which has neither a station nor anything of one."""
+        from ms_enclave.boxes import _gvisor, _gvisor_plan  # few want them
+
+        _refuse_what_is_not_here(config)
+        self._tier = _gvisor_plan.GvisorTier(*await anyio.to_thread.run_sync(_gvisor.find_runsc))
+        self._limits = config.resolve_limits()
+        self._plan = await anyio.to_thread.run_sync(plan_runtime, config)
+        _refuse_a_closed_python(self._plan)
+        self._place = self._tier.place(config, {})
+        made = self._gvisor = _gvisor.Gvisor(self._station_plan(), self._lost)
+        stack.push_async_callback(made.close)
+        await made.start()
+        stack.callback(self._show(_gvisor.INIT, made.launcher))
+        self._environment = {
+            **self._environment, **self._plan.env, "HOME": config.working_dir
+        }  # fmt: skip
+        self._shell = self._plan.shell
+        await self._get_guest()
+        self._capabilities = _gvisor_plan.GvisorTier.everything
+        self._isolation = self._tier.report({"controllers": made.controllers}, self._place)
+        _require_guards(self._isolation, config.require or ())
 
     async def _find_station(self, isolation: str) -> StationClient:
         """A station of the tier that is wanted; with "best", of the best that can be had here."""
@@ -226,9 +255,9 @@ class ProcessSandbox(Sandbox):
             plan["keep"] = self._keeping.folder
         return await stations.acquire(self._owner, requests.plan_key(plan), plan)
 
-    def _show(self, init: int) -> Callable[[], None]:
+    def _show(self, init: int, launched: tuple[int, int]) -> Callable[[], None]:
         """Let others see that it is there, until what is returned is called."""
-        launcher, began = self._station.launcher
+        launcher, began = launched
         return register.add(
             {
                 "type": self.sandbox_type,
@@ -262,7 +291,7 @@ class ProcessSandbox(Sandbox):
         stack.push_async_callback(stations.release, self._owner, station, keep=True)
         station.adopt_box(self.id, self._lost)
         stack.push_async_callback(self._close_box)
-        stack.callback(self._show(left.facts["init"]))
+        stack.callback(self._show(left.facts["init"], station.launcher))
         config = self._settings_of_process
         self._tier = Landlock() if left.note["tier"] == Landlock.name else Namespaces()
         self._place = self._tier.place(config, left.facts)
@@ -325,11 +354,19 @@ class ProcessSandbox(Sandbox):
         return self._tier.station_plan(self._plan, self._settings_of_process)
 
     async def _see_through(self, request: SpawnRequest, job: Job) -> CommandResult:
-        if job.on_output is None and job.stdin is None:
-            return await follow(lambda: self._spawn(request), job)
+        if job.on_output is None and job.stdin is None and self._gvisor is None:
+            return await follow(lambda: self._spawn_by_station(request), job)
         return await super()._see_through(request, job)
 
-    async def _spawn(self, request: SpawnRequest) -> StationProcess:
+    async def _spawn(self, request: SpawnRequest) -> Process:
+        if self._gvisor is None:
+            return await self._spawn_by_station(request)
+        self._who(request.user)
+        limits = requests.program_limits(request.limits or self._limits)
+        guest = await self._get_guest()
+        return await guest.spawn(replace(request, user=None, limits=limits))
+
+    async def _spawn_by_station(self, request: SpawnRequest) -> StationProcess:
         config = self._settings_of_process
         limits = request.limits or self._limits
         request = replace(request, cwd=self._place.real(request.cwd))
@@ -353,9 +390,15 @@ class ProcessSandbox(Sandbox):
         return None if number == self._who(None)[0] else number
 
     def _who(self, user: str | int | None) -> tuple[int, int]:
-        return self._tier.user(user, self._station.facts, self._place)
+        facts = {} if self._gvisor is not None else self._station.facts
+        return self._tier.user(user, facts, self._place)
+
+    def _is_the_box(self, user: str | int | None) -> bool:
+        return self._gvisor is not None and user is None
 
     async def _connect_guest(self, user: str | int | None) -> GuestConnection:
+        if self._gvisor is not None:
+            return await self._gvisor.connect(self.config.working_dir)
         # A plain run needs no file server.
         from ms_enclave.channel.guest import GuestConnection
         from ms_enclave.channel.guest_socket import GuestSocket
@@ -389,6 +432,9 @@ class ProcessSandbox(Sandbox):
     async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
         from ms_enclave.boxes import _process_kernel as kernels  # a plain run needs none
 
+        if self._gvisor is not None:
+            limits = requests.program_limits(request.limits or self._limits)
+            return await super()._start_kernel(replace(request, limits=limits))
         station, config = self._station, self._settings_of_process
         named = [*dict.fromkeys((*(config.preload or ()), *request.preload))]
         modules = await kernels.prepare(station, named, request.ipython, _prepare)
@@ -401,7 +447,8 @@ class ProcessSandbox(Sandbox):
         return kernels.StationKernel(*await station.spawn_kernel(self.id, document, fields))
 
     async def _look(self) -> None:
-        await self._station.ask("look", box=self.id)
+        if self._gvisor is None:
+            await self._station.ask("look", box=self.id)
 
     @classmethod
     async def release_owner(cls, owner: str) -> None:

@@ -13,7 +13,7 @@ import os
 import stat
 
 from .call import Refused
-from .files import NotPlain, open_plain, write_all
+from .files import NotPlain, open_folder, open_plain, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ _NAMES_LIMIT = 1 << 18  # what a member may say about itself before its header
 _DEPTH = 256
 _ATTRIBUTE_LIMIT = 8192
 _USED_ATTRIBUTES = (b"path", b"linkpath", b"size", b"mtime")
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN, _HARD_LINK, _SYMBOLIC_LINK, _FOLDER = b"0", b"1", b"2", b"5"
 _LONG_NAME, _LONG_LINK, _ATTRIBUTES, _GLOBAL_ATTRIBUTES = b"L", b"K", b"x", b"g"
 
@@ -246,7 +245,7 @@ def _open_parent(top: int, names: list[bytes], path: bytes, make: bool = True) -
                 # What is there already is a folder, or the next line says what it is.
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o777, dir_fd=folder)
-            below = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+            below = open_folder(name, folder)
             os.close(folder)
             folder = below
     except OSError as error:
@@ -272,7 +271,7 @@ def _make_folder(parent: int, name: bytes, member: _Member) -> None:
         if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise
     # What is to come must fit in, whatever the archive says.
-    folder = os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+    folder = open_folder(name, parent)
     try:
         os.fchmod(folder, member.mode | 0o700)
     finally:

@@ -510,8 +510,11 @@ def _enter(program: Program) -> int | None:
         _limit(_RLIMITS[name], value)
     _limit(resource.RLIMIT_CORE, 1)  # not 0: a core pattern that is a pipe ignores 0
     # Counted for a user of the whole machine: in a container that may be the host's root.
-    _limit(resource.RLIMIT_SIGPENDING, _MOST_SIGNALS)
-    _limit(resource.RLIMIT_MSGQUEUE, _MOST_QUEUED)
+    # Linux always lets them be lowered; gVisor, whose own they are, never.
+    with contextlib.suppress(ValueError):
+        _limit(resource.RLIMIT_SIGPENDING, _MOST_SIGNALS)
+    with contextlib.suppress(ValueError):
+        _limit(resource.RLIMIT_MSGQUEUE, _MOST_QUEUED)
     try:
         if program.user is not None:
             _change_user(program.user)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from .call import Call
     from .loop import Steps
 
-__all__ = ["OPERATIONS", "NotPlain", "Page", "copy_tree", "describe", "open_plain", "remove_tree"]
+__all__ = [
+    "OPERATIONS",
+    "NotPlain",
+    "Page",
+    "copy_tree",
+    "describe",
+    "open_folder",
+    "open_plain",
+    "remove_tree",
+]
 
 _CHUNK = 1 << 16
 _PAGE = 200
@@ -401,7 +410,7 @@ def remove_tree(path: bytes) -> Steps[None]:
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         os.unlink(path)
         return
-    top = _open_folder(path, None)
+    top = open_folder(path, None)
     try:
         while True:
             moved = yield from _empty(top)
@@ -412,9 +421,22 @@ def remove_tree(path: bytes) -> Steps[None]:
     os.rmdir(path)
 
 
-def _open_folder(name: bytes, parent: int | None) -> int:
+def open_folder(name: bytes, parent: int | None) -> int:
+    """Open a folder that is no link. Raises OSError.
+
+    A kernel (gVisor's) may follow a link in spite of O_NOFOLLOW where a folder is asked for, so
+    what was opened has to be what the name itself stands for.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | _CAREFUL
-    return os.open(name, flags, dir_fd=parent)
+    opened = os.open(name, flags, dir_fd=parent)
+    try:
+        named = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not os.path.samestat(named, os.fstat(opened)):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
 
 
 def _empty(top: int) -> Steps[int]:
@@ -434,7 +456,7 @@ def _empty(top: int) -> Steps[int]:
             if _remove_plain(name, folder):
                 continue
             if len(stack) < _OPEN_DEPTH:
-                below = _open_folder(name, folder)
+                below = open_folder(name, folder)
                 stack.append((below, name, _list_open(below)))
             else:
                 moved += 1

@@ -75,7 +75,7 @@ class SandboxConfig(Limits):
     """Seconds without a call after which the manager removes it."""
     network_enabled: bool = False
     """A network of its own: public addresses, never the host's network namespace."""
-    isolation: Literal["namespace", "landlock", "best"] | None = None
+    isolation: Literal["namespace", "landlock", "gvisor", "best"] | None = None
     """The tier; None for the strongest there is by default, `best` for whatever can be had."""
     require: list[str] = Field(default_factory=list[str])
     """Guards without which the sandbox does not start."""

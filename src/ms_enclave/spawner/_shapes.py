@@ -16,6 +16,7 @@ __all__ = [
     "ErrorRow",
     "ExitRow",
     "GroupRow",
+    "GvisorPlan",
     "KeepRequest",
     "LandlockPlan",
     "LauncherPlan",
@@ -152,6 +153,20 @@ class BoxLimits(TypedDict):
     cpu: float | None
     disk: int
     inodes: int
+
+
+class GvisorPlan(LauncherPlan):
+    """The plan of one sandbox of tier `gvisor`.
+
+    `runsc`: the program's path; `runsc_words`: its command line; `bundle`: its config.json; `user`:
+    whose the work folder is.
+    """
+
+    limits: BoxLimits
+    runsc: str
+    runsc_words: list[str]
+    bundle: Mapping[str, object]
+    user: list[int]
 
 
 class BoxRequest(TypedDict):

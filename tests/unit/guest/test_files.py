@@ -205,7 +205,7 @@ def test_a_link_that_took_a_folders_place_is_not_entered(tmp_path: Path) -> None
     parent = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(NotADirectoryError):
-            files._open_folder(b"link", parent)
+            files.open_folder(b"link", parent)
     finally:
         os.close(parent)
 
