@@ -95,12 +95,14 @@ def nothing_left_behind(
     private_loop: None,
     no_blocking_on_a_loop: None,
 ) -> Iterator[None]:
-    """Fail a test that leaves a process, mount, cgroup, folder, open file or thread of ours."""
+    """Fail a test that leaves a process, mount, cgroup, folder, open file, thread or container of
+    ours."""
     if request.node.get_closest_marker("leaves") is not None:
         yield
         return
     loop.call(_nothing)  # running before the test, so that its thread is nobody's leak
-    before = leaks.Snapshot.take()
+    on_an_engine = request.node.get_closest_marker("docker") is not None
+    before = leaks.Snapshot.take(containers=on_an_engine)
     yield
     left = leaks.wait_until_gone(before)
     if left:

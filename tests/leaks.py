@@ -8,8 +8,10 @@ nothing is left, costs one look.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
@@ -17,7 +19,9 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import quote
 
 __all__ = ["GRACE", "Snapshot", "become_subreaper", "wait_until_gone"]
 
@@ -31,6 +35,8 @@ _POOLED_THREADS = re.compile(
     r"^(AnyIO worker thread|asyncio_\d+|ThreadPoolExecutor-|pytest_timeout)"
 )
 _NUMBER_IN_TARGET = re.compile(r":\[\d+\]$")
+_ENGINE = "/var/run/docker.sock"
+_OWNER = "ms-enclave.owner"
 _OURS = re.compile(r"ms[-_]enclave")
 
 
@@ -52,10 +58,12 @@ class Snapshot:
     folders: frozenset[str]
     descriptors: Counter[str]
     threads: Counter[str]
+    containers: frozenset[str] | None
+    """None where nobody has looked."""
 
     @classmethod
-    def take(cls) -> Snapshot:
-        """Look once."""
+    def take(cls, *, containers: bool = False) -> Snapshot:
+        """Look once; at an engine's containers, too, if that is asked for: it takes longer."""
         groups = _cgroups()
         return cls(
             children=frozenset(_children()),
@@ -65,6 +73,7 @@ class Snapshot:
             folders=frozenset(_folders()),
             descriptors=Counter(_descriptors()),
             threads=Counter(thread.name for thread in threading.enumerate()),
+            containers=frozenset(_containers()) if containers else None,
         )
 
     def since(self, before: Snapshot) -> list[str]:
@@ -85,6 +94,10 @@ class Snapshot:
                 for name in sorted(self.threads - before.threads)
                 if not _POOLED_THREADS.match(name)
             ),
+            *(
+                f"container {name}"
+                for name in sorted((self.containers or set()) - (before.containers or set()))
+            ),
         ]
 
 
@@ -95,7 +108,7 @@ def wait_until_gone(before: Snapshot, grace: float = GRACE) -> list[str]:
     while True:
         if pause > 0.05:  # whoever started it had the time to wait for it
             reap_zombies(before)
-        left = Snapshot.take().since(before)
+        left = Snapshot.take(containers=before.containers is not None).since(before)
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(pause)
@@ -225,6 +238,29 @@ def _folders() -> list[str]:
     for place in ("/run", "/dev/shm", "/run/user/" + str(os.getuid())):
         found += (entry for entry in _listing(place) if _belongs_to_this_run(entry))
     return found
+
+
+def _containers() -> list[str]:
+    """An engine's containers, also those that do not run, that a process of this run has made."""
+    asked = quote(json.dumps({"label": [_OWNER]}))
+    connection = HTTPConnection("engine", timeout=10)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.sock.settimeout(10)
+        connection.sock.connect(_ENGINE)
+        connection.request("GET", f"/containers/json?all=1&filters={asked}")
+        rows = json.loads(connection.getresponse().read())
+    except OSError:
+        return []  # there is none
+    finally:
+        connection.close()
+    return [row["Names"][0] for row in rows if _is_by_us(row["Labels"][_OWNER])]
+
+
+def _is_by_us(owner: str) -> bool:
+    """Whether an owner, as a container's label names it, is one of our processes."""
+    pid = owner.partition(":")[2].partition(":")[0]
+    return pid.isdigit() and _is_under_us(int(pid))
 
 
 def _listing(path: str) -> list[str]:

@@ -25,9 +25,13 @@ __all__ = ["clear", "find", "remove", "sweep"]
 
 
 async def find(sandbox_type: str, found_by: Engine) -> list[FoundSandbox]:
-    """All of them, oldest first."""
+    """All of a type, oldest first."""
+    return [one for one in await _find_all(found_by) if one.sandbox_type == sandbox_type]
+
+
+async def _find_all(found_by: Engine) -> list[FoundSandbox]:
     rows = await found_by.list([owners.SANDBOX])
-    found = await anyio.to_thread.run_sync(lambda: [_found(sandbox_type, row) for row in rows])
+    found = await anyio.to_thread.run_sync(lambda: [_found(row) for row in rows])
     return sorted(found, key=lambda one: one.created)
 
 
@@ -38,10 +42,10 @@ async def remove(found: Iterable[FoundSandbox]) -> None:
             await remover.remove(remover.container(one.place))
 
 
-async def sweep(sandbox_type: str, sweeper: Engine) -> None:
+async def sweep(sweeper: Engine) -> None:
     """Remove what an owner that was killed has left: containers that never ran, since those that
     ran end by themselves, and volumes that it had begun to fill."""
-    for one in await find(sandbox_type, sweeper):
+    for one in await _find_all(sweeper):
         if one.owner == "gone" and not one.kept:
             await sweeper.remove(sweeper.container(one.place))
     rows = await sweeper.volumes([owners.PYTHON])
@@ -67,7 +71,7 @@ async def _discard(clearer: Engine, name: str) -> bool:
     return await clearer.remove_volume(name)
 
 
-def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
+def _found(row: dict[str, Any]) -> FoundSandbox:
     labels = cast("dict[str, str]", row.get("Labels") or {})
     gone = owners.is_gone(labels)
     state = labels.get(owners.STATE, "")
@@ -75,7 +79,7 @@ def _found(sandbox_type: str, row: dict[str, Any]) -> FoundSandbox:
     if is_left and state_lock.is_held(state_lock.of(state)):
         gone = False  # another manager has it by now
     return FoundSandbox(
-        sandbox_type=sandbox_type,
+        sandbox_type=owners.type_of(labels),
         id=labels.get(owners.SANDBOX, ""),
         place=str(row.get("Id", "")),
         state=str(row.get("State", "")),

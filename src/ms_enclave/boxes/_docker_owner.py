@@ -12,17 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["CREATED", "KEPT", "MANAGER", "PYTHON", "SANDBOX", "STATE", "is_gone", "labels"]
+__all__ = [
+    "CREATED", "KEPT", "MANAGER", "PYTHON", "SANDBOX", "STATE", "is_gone", "labels", "type_of",
+]  # fmt: skip
 
-SANDBOX, MANAGER, CREATED, KEPT, PYTHON, STATE, _OWNER = (
+SANDBOX, MANAGER, CREATED, KEPT, PYTHON, STATE, _OWNER, _TYPE = (
     f"{LABEL}{name}"
-    for name in ("sandbox", "manager", "created", "kept", "python", "state", "owner")
+    for name in ("sandbox", "manager", "created", "kept", "python", "state", "owner", "type")
 )
+_PLAIN, _NOTEBOOK = "docker", "docker_notebook"
 
 
 def labels(
-    sandbox_id: str, manager: str, created: datetime, *, kept: bool = False, state: str = ""
-) -> dict[str, str]:
+    sandbox_id: str, manager: str, created: datetime, *, kept: bool = False, state: str = "",
+    sandbox_type: str = _PLAIN,
+) -> dict[str, str]:  # fmt: skip
     """The labels of a container that this process makes.
 
     Args:
@@ -33,10 +37,16 @@ def labels(
         **({KEPT: "true"} if kept else {}),
         **({STATE: state} if state else {}),
         SANDBOX: sandbox_id,
+        _TYPE: sandbox_type,
         MANAGER: manager,
         CREATED: created.isoformat(timespec="seconds"),
         _OWNER: _process(os.getpid()) or "",
     }
+
+
+def type_of(given: Mapping[str, str]) -> str:
+    """Which type of sandbox a container is: exactly one, whatever its label says."""
+    return _NOTEBOOK if given.get(_TYPE) == _NOTEBOOK else _PLAIN
 
 
 def is_gone(given: Mapping[str, str]) -> bool | None:
@@ -48,7 +58,9 @@ def is_gone(given: Mapping[str, str]) -> bool | None:
     if not place or place != here:
         return None
     pid = rest.partition(":")[0]
-    return _process(int(pid)) != owner if pid.isdigit() else None
+    if not (pid.isascii() and pid.isdigit()) or len(pid) > 10:  # anybody may write a label
+        return None
+    return _process(int(pid)) != owner
 
 
 def _process(pid: int) -> str | None:

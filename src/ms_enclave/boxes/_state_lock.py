@@ -18,7 +18,7 @@ def is_held(path: str) -> bool:
         status = os.stat(path)
         with open("/proc/locks") as file:
             locks = [line.split() for line in file]
-    except OSError:
+    except (OSError, ValueError):  # nothing is there, or it is no path
         return False
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     return any(words[1] == "FLOCK" and words[5] == place for words in locks if len(words) > 5)

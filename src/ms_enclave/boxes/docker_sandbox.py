@@ -292,7 +292,7 @@ class DockerSandbox(Sandbox):
             return
         DockerSandbox._is_swept = True
         try:
-            await _load_found().sweep(cls.sandbox_type, engine)
+            await _load_found().sweep(engine)
         except EnclaveError as error:
             logger.warning("what earlier owners left could not be removed: %s", error)
 
@@ -418,7 +418,14 @@ class DockerSandbox(Sandbox):
         stays = not self._settings_of_docker.remove_on_exit
         state = "" if self._keeping is None else self._keeping.folder
         return await anyio.to_thread.run_sync(
-            lambda: owners.labels(self.id, self._owner, self.created_at, kept=stays, state=state)
+            lambda: owners.labels(
+                self.id,
+                self._owner,
+                self.created_at,
+                kept=stays,
+                state=state,
+                sandbox_type=self.sandbox_type,
+            )
         )
 
     async def _create(

@@ -32,11 +32,16 @@ def ps(
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from ms_enclave.cli.report import plain
 
     table = Table("Id", "Type", "State", "Created", "Owner", "Kept", box=SIMPLE)
     for one in found:
         kept = "yes" if one.kept else ""
-        table.add_row(one.id, one.sandbox_type, one.state, one.created, one.owner, kept)
+        # Whoever may make a container may write our labels on it.
+        row = (one.id, one.sandbox_type, one.state, one.created, one.owner, kept)
+        table.add_row(*(Text(plain(text)) for text in row))
     Console().print(table)
 
 
@@ -63,6 +68,7 @@ def clean(
     """Remove sandboxes whose owner has ended. What a living process has is not touched, unless it
     is named and --force is said."""
     from ms_enclave import loop
+    from ms_enclave.cli.report import plain
 
     if force and not ids:
         raise typer.BadParameter("--force needs the ids of the sandboxes that it is meant for")
@@ -80,7 +86,7 @@ def clean(
         loop.call(_remove, chosen)
     cleared = loop.call(_clear, dry_run) if everything and not ids else []
     for words in (*(f"{one.sandbox_type} {one.id}" for one in chosen), *cleared):
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {words}")
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {plain(words)}")
     if not chosen and not cleared:
         typer.echo("There is nothing to remove.")
 
