@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import io
 import json
-import os
 import weakref
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiodocker
@@ -22,16 +20,16 @@ import anyio
 import anyio.to_thread
 from aiodocker.stream import Stream
 from aiodocker.volumes import DockerVolume
-from anyio.abc import ByteStream
-from typing_extensions import override
 from yarl import URL
 
 from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_seccomp as seccomp
+from ms_enclave.boxes._docker_attached import Attached
 from ms_enclave.boxes._docker_debts import Debts
 from ms_enclave.boxes._docker_errors import UNREACHABLE, explain, unreachable
 from ms_enclave.boxes._docker_plan import Dialect, read_engine
 from ms_enclave.boxes._docker_watch import ACTIONS, Watch, is_own_end
+from ms_enclave.boxes._docker_where import find_engine, is_local
 from ms_enclave.errors import EnclaveError, EngineUnavailableError, SandboxLostError
 from ms_enclave.utils.archive import tar_file
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import (
         AsyncGenerator,
-        Awaitable,
         Callable,
         Generator,
         Mapping,
@@ -63,15 +60,6 @@ _ENDED_MEANWHILE = ("is not running", "container state improper")
 _REMOVALS = 3
 _START_LEFT = 3.0
 """Seconds that a start which nobody waits for any more has to come to its end."""
-
-_LAST_WORDS = 0.2
-"""Seconds that what a process has said may take to arrive after its end is known."""
-
-_UNIX = "unix://"
-
-_STDOUT = 1
-_KEPT_WORDS = 4096
-"""Bytes of what a container says beside its channel that are kept, for error messages."""
 
 
 class Engine:
@@ -467,115 +455,6 @@ def _failures(doing: str, *, running: bool = False, bound: str | None = "look") 
         raise explain(UNREACHABLE, str(error) or type(error).__name__, doing) from error
 
 
-class Attached(ByteStream):
-    """Standard input and output of a process in a container, as one stream.
-
-    What comes on its standard error is kept, as far as it is worth a message: `said`.
-
-    Args:
-        find_pid: what the engine knows the process by on its machine; 0 where it does not say.
-    """
-
-    def __init__(self, stream: Stream, find_pid: Callable[[], Awaitable[int]]) -> None:
-        self.find_pid = find_pid
-        self._stream = stream
-        self._listening: asyncio.Task[None] | None = None
-        self._rest = b""
-        self._said = bytearray()
-        self._closed = False
-        self.on_end: Callable[[], Awaitable[object]] | None = None
-        """Told when the process has ended, unless `aclose` was first."""
-
-    @property
-    def said(self) -> str:
-        """The last words on standard error."""
-        return self._said.decode("utf-8", "replace").strip()
-
-    @override
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        """The next bytes."""
-        while not self._rest:
-            if self._closed:
-                raise anyio.ClosedResourceError
-            try:
-                message = await self._stream.read_out()
-            except (aiohttp.ClientError, OSError) as error:
-                await self._tell_of_end()
-                raise anyio.BrokenResourceError from error
-            if message is None:
-                await self._tell_of_end()
-                raise anyio.EndOfStream
-            if message.stream == _STDOUT:
-                self._rest = message.data
-            else:
-                self._said += message.data
-                del self._said[:-_KEPT_WORDS]
-        data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
-        return data
-
-    async def _tell_of_end(self) -> None:
-        if self.on_end is not None and not self._closed:
-            await self.on_end()
-
-    def expect_end(self) -> None:
-        """Its process has ended, as is known from elsewhere: take its last words, and end. Engines
-        keep the stream open where not all was read that the process was sent."""
-        transport = self._transport()
-        if transport is not None:
-            asyncio.get_running_loop().call_later(_LAST_WORDS, transport.abort)
-
-    def listen(self) -> None:
-        """Keep what is said from now on, for a process that is talked to by other means."""
-        self._listening = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        with contextlib.suppress(
-            anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError
-        ):
-            while True:
-                await self.receive()
-
-    def put(self, item: bytes) -> None:
-        """Have something sent, before anything else; what comes of that is heard by `receive`."""
-        transport = self._transport()
-        if transport is not None:
-            transport.write(item)
-
-    def _transport(self) -> asyncio.Transport | None:
-        response = self._stream._resp  # pyright: ignore[reportPrivateUsage] - it waits, or hides it
-        connection = None if response is None else response.connection
-        return None if connection is None else connection.transport
-
-    @override
-    async def send(self, item: bytes) -> None:
-        """Send all of it."""
-        if self._closed:
-            raise anyio.ClosedResourceError
-        try:
-            await self._stream.write_in(item)
-        except (aiohttp.ClientError, OSError, RuntimeError, AssertionError) as error:
-            # The last two are how `aiodocker` says that the other end has hung up.
-            raise anyio.BrokenResourceError from error
-
-    @override
-    async def send_eof(self) -> None:
-        """Not to be had without the way back."""
-        await self.aclose()
-
-    @override
-    async def aclose(self) -> None:
-        """Hang up. May be called twice."""
-        if not self._closed:
-            self._closed = True
-            if self._listening is not None:
-                self._listening.cancel()
-            transport = self._transport()
-            with contextlib.suppress(aiohttp.ClientError, OSError, AssertionError):
-                await self._stream.close()
-            if transport is not None:
-                transport.abort()  # what was not taken from it never will be
-
-
 # --- the shared client ---
 
 _engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Engine]
@@ -591,10 +470,10 @@ async def acquire() -> Engine:
     loop = asyncio.get_running_loop()
     engine = _engines.get(loop)
     if engine is None:
-        where = await anyio.to_thread.run_sync(_where)
+        url, tls = await anyio.to_thread.run_sync(find_engine)
         engine = _engines.get(loop)
         if engine is None:
-            engine = _engines[loop] = where()
+            engine = _engines[loop] = _client(url, tls)
     engine.users += 1
     return engine
 
@@ -618,47 +497,8 @@ async def engine() -> AsyncGenerator[Engine]:
             await release(found)
 
 
-def _where() -> Callable[[], Engine]:
-    """Find out where the engine is, which reads files; what is returned makes the client."""
-    try:
-        host, tls = _named()
-    except aiodocker.DockerError as error:
-        raise explain(error.status, str(error), "be found") from error
-    if host is None:
-        host = next((f"{_UNIX}{place}" for place in _usual_places() if place.is_socket()), None)
-    if host is None:
-        raise unreachable("there is none at the usual places")
-    url = host
-    return lambda: _client(url, tls)
-
-
 def _client(url: str, tls: ssl.SSLContext | None) -> Engine:
     docker = aiodocker.Docker(url=url, ssl_context=tls)
     # Each sandbox holds a connection of its own: the usual hundred would be used up by as many.
     docker.connector._limit = 0  # pyright: ignore[reportPrivateUsage] - else it cannot be made here
-    return Engine(docker, is_here=url.startswith(_UNIX))
-
-
-def _named() -> tuple[str | None, ssl.SSLContext | None]:
-    """What the current context or the environment names, as `docker` itself understands them."""
-    docker = aiodocker.Docker
-    host, tls = os.environ.get("DOCKER_HOST") or None, None
-    if host is None or "DOCKER_CONTEXT" in os.environ:
-        endpoint = docker._get_docker_context_endpoint()  # pyright: ignore[reportPrivateUsage] - else it reads files on the loop
-        if endpoint is not None:
-            return endpoint.host, docker._create_context_ssl_context(endpoint)  # pyright: ignore[reportPrivateUsage] - the same
-    if host is not None and os.environ.get("DOCKER_TLS_VERIFY", "0") == "1":
-        tls = docker._docker_machine_ssl_context()  # pyright: ignore[reportPrivateUsage] - the same
-    return host, tls
-
-
-def _usual_places() -> list[Path]:
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-    return [
-        Path("/run/docker.sock"),
-        Path("/var/run/docker.sock"),
-        Path.home() / ".docker/run/docker.sock",
-        runtime / "docker.sock",
-        runtime / "podman/podman.sock",
-        Path("/run/podman/podman.sock"),
-    ]
+    return Engine(docker, is_here=is_local(url))
