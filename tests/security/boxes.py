@@ -13,6 +13,7 @@ from ms_enclave.boxes.process_sandbox import ProcessSandbox
 __all__ = [
     "ANY_USERS_PYTHON",
     "ColdSandbox",
+    "GvisorSandbox",
     "LandlockSandbox",
     "NoGroupsLandlockSandbox",
     "NoGroupsSandbox",
@@ -45,6 +46,13 @@ class LandlockSandbox(ProcessSandbox):
     def __init__(self, config: Any = None, sandbox_id: str | None = None) -> None:
         given = {"isolation": "landlock", "python": ANY_USERS_PYTHON, **(config or {})}
         super().__init__(given, sandbox_id)
+
+
+class GvisorSandbox(ProcessSandbox):
+    """With a kernel of its own."""
+
+    def __init__(self, config: Any = None, sandbox_id: str | None = None) -> None:
+        super().__init__({"isolation": "gvisor", **(config or {})}, sandbox_id)
 
 
 class NoGroupsLandlockSandbox(LandlockSandbox):

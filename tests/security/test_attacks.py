@@ -7,6 +7,7 @@ a bomb can, by limits that it does not reach.
 from __future__ import annotations
 
 import os
+import shutil
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,7 @@ from ms_enclave.errors import CapabilityError
 from ms_enclave.model.limits import ResolvedLimits
 from tests.security.boxes import (
     ColdSandbox,
+    GvisorSandbox,
     LandlockSandbox,
     NoGroupsSandbox,
     UnfilteredSandbox,
@@ -104,6 +106,35 @@ class TestLandlock(AttackSuite):
 
     def create(self, limits: Mapping[str, Any]) -> Sandbox:
         return LandlockSandbox(dict(limits))
+
+
+@pytest.mark.namespaces
+@pytest.mark.skipif(
+    shutil.which("runsc") is None or os.geteuid() != 0, reason="no runsc here, or not root"
+)
+class TestGvisor:
+    """A kernel of its own answers: what that allows stays inside, and says so."""
+
+    bounded: ClassVar[Mapping[str, str]] = {
+        **{case.name: "" for case in CASES if case.by_kernel},
+        "first_process": "hidden_guest",
+    }
+
+    @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+    async def test_it_withstands(self, case: Case) -> None:
+        async with GvisorSandbox() as box:
+            assert box.isolation.guards["own_kernel"] == "on"
+            finding = await run_case(box, case)
+            guard = self.bounded.get(case.name)
+            assert finding.outcome in ({"held"} if guard is None else {"held", "bounded"}), finding
+            if guard:
+                assert box.isolation.guards[guard] == "off"
+
+    async def test_no_bomb_is_set_off_in_it(self) -> None:
+        bomb = BOMBS[0]
+        async with GvisorSandbox(dict(bomb.limits)) as box:
+            with pytest.raises(CapabilityError, match="ends all of it"):
+                await run_case(box, bomb)
 
 
 @pytest.mark.docker
@@ -203,6 +234,14 @@ def test_what_is_seen_from_outside_decides(change: dict[str, Any], guard: str) -
     assert judge(bomb, rows, {}).outcome == "open"
     assert judge(bomb, rows, {guard: "off"}).outcome == ("bounded" if guard else "open")
     assert rows_of(bomb, SMALL, replace(WELL, verdict="ok")) == {}
+
+
+def test_what_a_kernel_of_its_own_allows_stays_inside() -> None:
+    asks, other = replace(CASES[0], by_kernel=True), replace(CASES[0], by_kernel=False)
+    tried = {"one": ["ok", ""]}
+    assert judge(asks, tried, {"own_kernel": "on"}).outcome == "bounded"
+    assert judge(asks, tried, {}).outcome == "open"
+    assert judge(other, tried, {"own_kernel": "on"}).outcome == "open"
 
 
 def test_what_goes_through_is_bounded_only_by_a_guard_that_is_off() -> None:

@@ -27,10 +27,23 @@ class Case:
     """What a sandbox is made with in which it is tried; one that has some is a bomb."""
     ends: tuple[str, ...] = ()
     """The verdicts of whoever is outside that say that it was held."""
+    by_kernel: bool = False
+    """Whether it tries what the kernel answers for. A sandbox with a kernel of its own is answered
+    by that, and whatever it allows stays inside."""
+
+
+_BY_KERNEL = frozenset({
+    "privileges", "user_namespaces", "devices", "other_architectures", "every_other_call",
+    "terminals", "other_processes", "rings", "weak_spots", "socket_families", "listening_filters",
+    "programs_in_memory", "priorities",
+})  # fmt: skip
 
 
 def _group(group: str, *rows: tuple[int, str, str]) -> tuple[Case, ...]:
-    return tuple(Case(number, name, group, tries) for number, name, tries in rows)
+    return tuple(
+        Case(number, name, group, tries, by_kernel=name in _BY_KERNEL)
+        for number, name, tries in rows
+    )
 
 
 CASES = (

@@ -62,10 +62,18 @@ def check_bound(sandbox: Sandbox) -> None:
     """Refuse what nothing outside holds before anything is set off in it.
 
     Raises:
-        CapabilityError: its memory or its processes have no limit, or nobody who holds it.
+        CapabilityError: its memory or its processes have no limit, or nobody who holds it, or it
+            ends with the first bomb that is held.
     """
     limits = sandbox.config.resolve_limits()
     guards = sandbox.isolation.guards
+    if guards.get("outlives_bombs") == "off":
+        raise CapabilityError(
+            "exhaust",
+            message=f"What is too much for this {sandbox.isolation.tier} sandbox ends all of it, so"
+            " there is nothing to be seen of a bomb",
+            remedy="use another tier to see bombs held one by one",
+        )
     # The station of a `process` sandbox looks at it, and rlimits stand behind that.
     watched = sandbox.isolation.tier in ("namespace", "landlock") and guards.get("rlimits") == "on"
     for name, guard, limit in (

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Outcome", "judge", "run_case", "run_cases"]
 
 Outcome = Literal["held", "bounded", "open", "vacuous"]
-"""Everything was refused; what went through is what a guard holds that the sandbox says it lacks;
-something went through that is not to; the case could not be tried."""
+"""Everything was refused; what went through is what a guard holds that the sandbox says it lacks,
+or was answered by a kernel of its own; something went through that is not to; the case could not be
+tried."""
 
 _INSIDE = Path(__file__).parent / "inside"
 _SECONDS = 60.0
@@ -139,7 +140,8 @@ def judge(case: Case, tried: Mapping[str, Sequence[str]], guards: Mapping[str, s
     lacking = all(
         any(guards.get(guard) == "off" for guard in row[1].split()) for row in went.values()
     )
-    return Finding(case, "bounded" if lacking else "open", said, len(tried), refused)
+    inside = case.by_kernel and guards.get("own_kernel") == "on"
+    return Finding(case, "bounded" if lacking or inside else "open", said, len(tried), refused)
 
 
 def _write_canary(word: str) -> str:

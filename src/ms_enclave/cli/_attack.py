@@ -101,4 +101,7 @@ def show(console: Console, scores: Scores) -> None:
                 text = f"{title}: {row.case.tries}: {_MARKS[row.outcome]}, {escape(what)}"
                 console.print(text, highlight=False)
     if any(row.outcome == "bounded" for rows in scores.values() for row in rows):
-        console.print("bounded: what went through is what a guard holds that is off there (above)")
+        console.print(
+            "bounded: what went through is what a guard holds that is off there (above), or was "
+            "answered by a kernel of the sandbox's own"
+        )

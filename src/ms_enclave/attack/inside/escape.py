@@ -75,10 +75,13 @@ def privileges() -> None:
     for task in os.listdir("/proc/self/task"):
         rows = rows_of(f"/proc/self/task/{task}/status")
         # A bounding set is what a program could be given, which without new rights is nothing.
-        bound = ("CapBnd",) if rows["NoNewPrivs"] != "1" else ()
+        # Some kernels (gVisor's) do not show all of it.
+        no_more = rows.get("NoNewPrivs") == "1"
+        bound = () if no_more else ("CapBnd",)
         for name in ("CapInh", "CapPrm", "CapEff", "CapAmb", *bound):
-            saw(f"{name} of a thread", int(rows[name], 16) and rows[name], guard="no_capabilities")
-        saw("a thread that may gain rights", rows["NoNewPrivs"] != "1", guard="no_new_privs")
+            held = rows.get(name, "0")
+            saw(f"{name} of a thread", int(held, 16) and held, guard="no_capabilities")
+        saw("a thread that may gain rights", not no_more, guard="no_new_privs")
         saw("a thread without a filter", rows["Seccomp"] != "2", guard="seccomp")
 
 
