@@ -26,7 +26,7 @@ from tests.security.boxes import (
     NoGroupsSandbox,
     UnfilteredSandbox,
 )
-from tests.support.engine import WITHOUT_PYTHON
+from tests.support.engine import WHEELS, WITHOUT_PYTHON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,6 +167,23 @@ class TestDockerStrict(TestDocker):
 @pytest.mark.docker
 class TestDockerWithoutPython(TestDocker):
     config: ClassVar[dict[str, Any]] = {"image": WITHOUT_PYTHON}
+
+
+@pytest.mark.docker
+async def test_a_notebook_withstands_what_a_container_does() -> None:
+    """One after the other in one: it takes seconds to start, and the cases change nothing."""
+    from ms_enclave.boxes import DockerNotebook
+
+    outcomes: dict[str, str] = {}
+    async with DockerNotebook({"wheels": str(WHEELS), "pull": "never"}) as box:
+        guards = box.isolation.guards
+        for case in CASES:
+            finding = await run_case(box, case)
+            assert finding.outcome in ("held", "bounded"), finding
+            outcomes[case.name] = finding.outcome
+    bounded = {name for name, outcome in outcomes.items() if outcome == "bounded"}
+    assert bounded == TestDocker.bounded.keys() & outcomes.keys()
+    assert {guards[TestDocker.bounded[name]] for name in bounded} == {"off"}
 
 
 @pytest.mark.namespaces
