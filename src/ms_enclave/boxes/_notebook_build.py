@@ -32,7 +32,6 @@ _LOOK_AGAIN = 0.2
 """Seconds between two looks at what is another's to do."""
 _UNDO_BOUND = 8.0
 _KEPT_WORDS = 500
-_lock = asyncio.Lock()
 
 
 async def build(
@@ -71,16 +70,15 @@ async def build(
 
 @asynccontextmanager
 async def _alone() -> AsyncGenerator[None]:
-    """Alone among the tasks of this process, and among the processes of this user."""
-    async with _lock:
-        with socket.socket(socket.AF_UNIX) as mark:
-            while not _is_taken(mark):  # noqa: ASYNC110 - another process tells nobody
-                await asyncio.sleep(_LOOK_AGAIN)
-            yield
+    """Alone among all builds of this user's, whatever process or event loop they are in."""
+    with socket.socket(socket.AF_UNIX) as mark:
+        while not _is_taken(mark):  # noqa: ASYNC110 - another process tells nobody
+            await asyncio.sleep(_LOOK_AGAIN)
+        yield
 
 
 def _is_taken(mark: socket.socket) -> bool:
-    """Whether this process has the name now, which the kernel gives to one, and has no file."""
+    """Whether it has the name now, which the kernel gives to one socket, and which is no file."""
     try:
         mark.bind(f"\0ms-enclave-build-{os.getuid()}")
     except OSError as error:
