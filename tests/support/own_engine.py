@@ -47,8 +47,9 @@ def why_no_own_engine() -> str | None:
 class OwnEngine:
     """One engine in a folder. `start` and `end` may be called again and again."""
 
-    def __init__(self, folder: Path, *, small: int | None = None) -> None:
+    def __init__(self, folder: Path, *, small: int | None = None, options: str = "") -> None:
         self.folder = folder
+        self._options = options
         self.group = folder.name
         self._small = small
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -70,7 +71,9 @@ class OwnEngine:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        line = f"exec {_DOCKERD} {_ALONE} >>{{0}}/log 2>&1".format(self.folder, self.group)
+        line = f"exec {_DOCKERD} {_ALONE} {self._options} >>{{0}}/log 2>&1".format(
+            self.folder, self.group
+        )
         if self._small is not None:
             size = f"-o size={self._small}m"
             line = (
@@ -207,13 +210,15 @@ def _groups(pid: int) -> str:
 
 
 @contextmanager
-def own_engine(*, small: int | None = None) -> Generator[OwnEngine]:
+def own_engine(*, small: int | None = None, options: str = "") -> Generator[OwnEngine]:
     """An engine with the base image.
 
     Args:
         small: MiB that its disk has, where it has one of its own.
+        options: more of its daemon's, as a shell reads them.
     """
-    engine = OwnEngine(Path(tempfile.mkdtemp(prefix="own-engine-", dir="/run")), small=small)
+    folder = Path(tempfile.mkdtemp(prefix="own-engine-", dir="/run"))
+    engine = OwnEngine(folder, small=small, options=options)
     try:
         engine.start()
         engine.load()

@@ -82,6 +82,8 @@ _MASKED_IN_STRICT = (
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
+_OWN_KERNEL = re.compile("runsc|kata|gvisor", re.IGNORECASE)
+"""Runtimes, by the names that engines give them, that give a container a kernel of its own."""
 _COUNTED = frozenset({"memory", "cpu", "pids"})
 
 
@@ -441,6 +443,10 @@ def _guards(
 
 def isolation_report(plan: Plan, runtime: str, kernel: str) -> IsolationReport:
     """What stands around a container; `runtime` is the engine's name of what runs it."""
+    guards = {**plan.guards, "own_kernel": "off"}
+    if _OWN_KERNEL.search(runtime):
+        # Its kernel answers the programs, and passes no filter on to the machine's for them.
+        guards |= {"own_kernel": "on", "seccomp": "n/a", "own_seccomp": "n/a"}
     return IsolationReport(
-        tier="container", guards=dict(plan.guards), kernel=kernel, versions={"runtime": runtime}
+        tier="container", guards=guards, kernel=kernel, versions={"runtime": runtime}
     )

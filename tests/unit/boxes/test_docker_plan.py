@@ -10,6 +10,7 @@ import pytest
 from ms_enclave.boxes._docker_plan import (
     Dialect,
     Plan,
+    isolation_report,
     limits_of,
     main_command,
     plan_container,
@@ -155,6 +156,15 @@ def test_what_the_engine_cannot_limit_is_said() -> None:
     assert guards["user_namespace"] == "on"
     assert {guards[f"cgroup_{name}"] for name in ("memory", "cpu", "pids")} == {"off"}
     assert plan().guards["user_namespace"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "own"), [("runc", "off"), ("", "off"), ("runsc", "on"), ("kata-qemu", "on")]
+)
+def test_a_runtime_with_a_kernel_of_its_own_is_said(runtime: str, own: str) -> None:
+    guards = isolation_report(plan(), runtime, "").guards
+    assert guards["own_kernel"] == own
+    assert guards["seccomp"] == ("n/a" if own == "on" else "on")
 
 
 def test_what_is_kept_can_be_attached_to_again() -> None:
