@@ -128,6 +128,18 @@ class TestDockerNotebook(DockerNotebook, KernelContract):
         assert (await kernel.run("8")).result == {"text/plain": "8"}
         assert (await box.run_code("print(1)")).stdout == "1\n"
 
+    async def test_any_number_of_forged_answers_takes_no_memory(self, kernel: Kernel) -> None:
+        """Signed messages for cells that there are not; each takes ipykernel a while."""
+        done = await kernel.run(
+            "k = get_ipython().kernel\nparent = k.get_parent()\n"
+            "parent = {**parent, 'header': {**parent['header'], 'msg_id': 'none'}}\n"
+            "for _ in range(5000):\n"
+            "    k.session.send(k.iopub_socket, 'stream', parent=parent,\n"
+            "                   content={'name': 'stdout', 'text': 'x' * 100})\n7"
+        )
+        assert (done.result, done.stdout) == ({"text/plain": "7"}, "")
+        assert (await kernel.run("8")).result == {"text/plain": "8"}
+
     async def test_a_kernel_that_claims_success_and_dies_is_dead(self, kernel: Kernel) -> None:
         claim = (
             "import os, time\nk = get_ipython().kernel\nparent = k.get_parent()\n"

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ms_enclave.errors import ConfigError, SandboxStateError
@@ -456,6 +458,15 @@ class KernelContract(SandboxSuite):
         assert done.error.name == "ZeroDivisionError"
         assert (await kernel.run("2")).result == {"text/plain": "2"}
 
+    async def test_any_number_of_forged_answers_takes_no_memory(self, kernel: Kernel) -> None:
+        answer = b'{"status":"ok"}'
+        one = b"mE\x03\x00" + (1 << 30).to_bytes(4, "big") + len(answer).to_bytes(4, "big") + answer
+        before = await anyio.to_thread.run_sync(_memory)
+        done = await kernel.run(_FLOOD_CHANNEL % (one * 100) + "\n7")
+        assert done.result == {"text/plain": "7"}
+        assert await anyio.to_thread.run_sync(_memory) - before < _MORE_MEMORY
+        assert (await kernel.run("8")).result == {"text/plain": "8"}
+
     async def test_a_kernel_that_claims_success_and_dies_is_dead(self, kernel: Kernel) -> None:
         claim = (
             "import os, sys\n"
@@ -477,3 +488,25 @@ _WRITE_TO_CHANNEL = (
     "        break\n"
     "    except OSError: pass"
 )
+
+_FLOOD_CHANNEL = """
+import os
+for fd in (4, 3):
+    try:
+        os.fstat(fd)
+    except OSError:
+        continue
+    os.set_blocking(fd, True)
+    for _ in range(1000):
+        data = %r
+        while data:
+            data = data[os.write(fd, data):]
+    break
+"""
+_MORE_MEMORY = 48 << 20
+
+
+def _memory() -> int:
+    """Bytes that this process has in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
