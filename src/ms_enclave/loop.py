@@ -52,6 +52,7 @@ __all__ = [
     "remove_closer",
     "run",
     "shutdown",
+    "to_the_end",
 ]
 
 logger = logging.getLogger(__name__)
@@ -435,6 +436,24 @@ def on_loop(
         return await run(method, *args, **kwargs)
 
     return hop
+
+
+def to_the_end(
+    method: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, CoroutineType[Any, Any, T]]:
+    """The same for one that ends or gives back something: who is cancelled has it done first.
+
+    A cancelled scope cancels whatever is awaited in it, so also what the end of a block awaits.
+    """
+    hop = on_loop(method)
+
+    @functools.wraps(method)
+    async def shielded(*args: P.args, **kwargs: P.kwargs) -> T:
+        with anyio.CancelScope(shield=True):
+            return await hop(*args, **kwargs)
+        raise AssertionError("nobody cancels this scope")
+
+    return shielded
 
 
 def iterate_on_loop(

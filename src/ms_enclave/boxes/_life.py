@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 
 from ms_enclave.errors import EnclaveError, SandboxLostError, SandboxStartError, SandboxStateError
-from ms_enclave.loop import add_closer, on_loop, remove_closer
+from ms_enclave.loop import add_closer, on_loop, remove_closer, to_the_end
 from ms_enclave.model import SandboxStatus
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Life(ABC):
             except Exception:  # there may be a failure that led here: that is the one to report
                 logger.warning("letting go of sandbox %s failed", self.id, exc_info=True)
 
-    @on_loop
+    @to_the_end
     async def stop(self) -> None:
         """Destroy the box and everything in it. Always finishes, and may be called again.
 

@@ -30,7 +30,7 @@ from ms_enclave.errors import (
     SandboxStartError,
     SandboxStateError,
 )
-from ms_enclave.loop import iterate_on_loop, on_loop
+from ms_enclave.loop import iterate_on_loop, on_loop, to_the_end
 from ms_enclave.model import ExecutionStatus, Verdict
 from ms_enclave.model.kernels import Execution, KernelEvent, KernelInfo, KernelStatus
 
@@ -317,7 +317,7 @@ class Kernel:
                 self._restarted.set()
                 self._restarted = None
 
-    @on_loop
+    @to_the_end
     async def delete(self) -> None:
         """End it for good, with all that it started. May be called twice."""
         session, self._session = self._session, None

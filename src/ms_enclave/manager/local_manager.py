@@ -30,7 +30,7 @@ from ms_enclave.errors import (
     SandboxStateError,
     UnknownTypeError,
 )
-from ms_enclave.loop import on_loop
+from ms_enclave.loop import on_loop, to_the_end
 from ms_enclave.manager._policy import Facts, Lifetimes, aware, make_clock, seconds_left
 from ms_enclave.manager._state import State
 from ms_enclave.manager.base import SandboxManager, coerce_manager_config
@@ -204,7 +204,7 @@ class LocalSandboxManager(SandboxManager):
         folder = cast("State", self._state).folder_of(sandbox_type)
         return Keeping(folder, None if math.isinf(most) else most)
 
-    @on_loop
+    @to_the_end
     async def hand_over(self) -> None:
         """Stop, but leave the sandboxes with `on_owner_death="keep"` to the next manager.
 
@@ -218,7 +218,7 @@ class LocalSandboxManager(SandboxManager):
         if state is not None:
             state.close()
 
-    @on_loop
+    @to_the_end
     async def stop(self) -> None:
         """End every sandbox that the manager owns. Always finishes, and may be called again.
 
@@ -454,7 +454,7 @@ class LocalSandboxManager(SandboxManager):
             if status_filter is None or sandbox.status is status_filter
         ]
 
-    @on_loop
+    @to_the_end
     async def stop_sandbox(self, sandbox_id: str) -> bool:
         """End a sandbox but go on listing it for a while; False where there is none of that id."""
         sandbox = self._sandboxes.get(sandbox_id)
@@ -464,7 +464,7 @@ class LocalSandboxManager(SandboxManager):
         self._sweep_pool()
         return True
 
-    @on_loop
+    @to_the_end
     async def delete_sandbox(self, sandbox_id: str) -> bool:
         """End and forget a sandbox; False where there is none of that id."""
         sandbox = self._sandboxes.get(sandbox_id)
@@ -479,7 +479,7 @@ class LocalSandboxManager(SandboxManager):
         await sandbox.stop()
         self._forget(sandbox)
 
-    @on_loop
+    @to_the_end
     async def cleanup_all_sandboxes(self) -> None:
         """End and forget every sandbox. A pool stays, and fills again for its next borrower.
 

@@ -137,6 +137,23 @@ class SandboxLifeContract(SandboxSuite):
         await box.stop()
         assert box.status == SandboxStatus.STOPPED
 
+    async def test_a_block_that_is_cancelled_stops_what_it_was_for(self) -> None:
+        box = self.create()
+        with anyio.CancelScope() as scope:
+            async with box:
+                scope.cancel()
+                await anyio.sleep(60)
+        assert scope.cancelled_caught
+        assert box.status == SandboxStatus.STOPPED
+
+    async def test_who_is_cancelled_already_can_stop_it(self) -> None:
+        box = self.create()
+        await box.start()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await box.stop()
+        assert box.status == SandboxStatus.STOPPED
+
     async def test_a_stop_ends_what_is_running_and_says_so(self) -> None:
         box = self.create()
         await box.start()

@@ -177,6 +177,13 @@ class SandboxManagerContract:
         await manager.cleanup_all_sandboxes()
         assert await manager.list_sandboxes() == []
 
+    async def test_who_is_cancelled_already_can_delete(self, shared: SandboxManager) -> None:
+        made = await self.create(shared)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await shared.delete_sandbox(made)
+        assert await shared.get_sandbox(made) is None
+
     async def test_a_sandbox_for_a_block_ends_with_it(self, shared: SandboxManager) -> None:
         async with self.opened(shared) as box:
             made = box.id
