@@ -232,11 +232,11 @@ async def test_what_a_killed_owner_had_begun_is_swept() -> None:
     docker("volume", "create", "--label", kind, "--label", f"{label}={given[label]}", ours)
     try:
         async with found.engine() as engine:
-            await found.sweep("docker", engine)
+            await found.sweep(engine)
         assert half not in volumes()
         assert ours in volumes()
     finally:
-        docker("volume", "rm", "-f", ours)
+        docker("volume", "rm", "-f", half, ours)
 
 
 @pytest.mark.parametrize("image", [TALKING], indirect=True)
