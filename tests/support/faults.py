@@ -8,6 +8,7 @@ that the kernel did not give, or kill who makes it. Nothing in the program takes
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -163,8 +164,9 @@ def _listener_of(process: subprocess.Popen[bytes]) -> int:
         while time.monotonic() < deadline:
             assert process.poll() is None, "the filter could not be set"
             for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-                if os.readlink(entry) == "anon_inode:seccomp notify":
-                    return calls.pidfd_getfd(handle, int(entry.name))
+                with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                    if os.readlink(entry) == "anon_inode:seccomp notify":
+                        return calls.pidfd_getfd(handle, int(entry.name))
             time.sleep(0.002)
     finally:
         os.close(handle)
