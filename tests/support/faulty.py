@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -202,7 +203,8 @@ class Faulty:
             if call.name == "getpgid":
                 if call.arguments[0] == _MARK:
                     current.early = current.early or current.hit is not None
-                    current.marks.append(walls_of(call.pid))
+                    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                        current.marks.append(walls_of(call.pid))  # unless it is ending
                 return 0
             fault = _ERROR_OF.get(call.name, 0)
             if not fault or self._is_the_drivers(call) or self._is_users(call):
