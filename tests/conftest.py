@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from ms_enclave.model import SandboxConfig
 from ms_enclave.testing._suite import HasItError  # pyright: ignore[reportPrivateUsage]
 from tests import leaks
 from tests.support.engine import why_no_engine
+from tests.support.machine import ForeignProcessorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Whatever appears in that folder was made by this run, however many runs share the machine.
     """
     leaks.become_subreaper()
+    leaks.watch_for_engines()
     scratch = tempfile.mkdtemp(prefix="ms-enclave-tests-", dir="/tmp")
     os.chmod(scratch, 0o755)  # sandboxes' users pass through it
     os.environ["TMPDIR"] = scratch
@@ -79,11 +82,25 @@ def _why_no_namespaces() -> str | None:
     return "; ".join(lines) or "the process sandbox does not work here"
 
 
+def _why_no_runsc() -> str | None:
+    return None if shutil.which("runsc") else "there is no runsc here: apt install runsc"
+
+
+WANTED = {
+    "namespaces": _why_no_namespaces,
+    "docker": why_no_engine,
+    "runsc": _why_no_runsc,
+}
+"""By mark, what says why what it stands for cannot be had."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test where what its marks say cannot be had, saying why; fail it in CI. Before any
     fixture, also one of its class, needs it."""
-    for name, why_not in (("namespaces", _why_no_namespaces), ("docker", why_no_engine)):
+    if item.get_closest_marker("runsc") is not None and os.geteuid() != 0:
+        pytest.skip("runsc takes root, which an ordinary user's run does not have")
+    for name, why_not in WANTED.items():
         reason = why_not() if item.get_closest_marker(name) is not None else None
         if reason is not None:
             (pytest.fail if CI else pytest.skip)(reason)
@@ -103,7 +120,11 @@ def nothing_left_behind(
     loop.call(_nothing)  # running before the test, so that its thread is nobody's leak
     on_an_engine = request.node.get_closest_marker("docker") is not None
     before = leaks.Snapshot.take(containers=on_an_engine)
+    leaks.engine_was_asked()
     yield
+    if leaks.engine_was_asked() and not on_an_engine:
+        # A mark that was forgotten hides nothing: whoever turns to an engine is looked after.
+        before = replace(before, containers=frozenset())
     left = leaks.wait_until_gone(before)
     if left:
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
@@ -114,7 +135,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Refuse, in continuous integration, to skip what that machine was set up to run."""
     if not CI or call.excinfo is None or not call.excinfo.errisinstance(pytest.skip.Exception):
         return
-    if isinstance(call.excinfo.value, HasItError):
+    if isinstance(call.excinfo.value, (HasItError, ForeignProcessorError)):
         return
     if any(item.get_closest_marker(name) for name in NEVER_SKIPPED_IN_CI):
         complaint = AssertionError(f"skipped in continuous integration: {call.excinfo.value}")

@@ -21,12 +21,25 @@ from collections import Counter
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
-__all__ = ["GRACE", "Snapshot", "become_subreaper", "wait_until_gone"]
+__all__ = [
+    "GRACE",
+    "KEPT_NETWORKS",
+    "Snapshot",
+    "become_subreaper",
+    "engine_was_asked",
+    "wait_until_gone",
+    "watch_for_engines",
+]
 
 GRACE = 5.0
 """Seconds that closing may take after the test has ended before it counts as a leak."""
+
+KEPT_NETWORKS = 40
+"""Network namespaces that a living station has at most for what comes next: 16 that nobody is in,
+as many of runs that left no trace, and a few that it is about to give."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -38,6 +51,7 @@ _NUMBER_IN_TARGET = re.compile(r":\[\d+\]$")
 _ENGINE = "/var/run/docker.sock"
 _OWNER = "ms-enclave.owner"
 _OURS = re.compile(r"ms[-_]enclave")
+_ENGINE_PROGRAMS = frozenset({"docker", "podman"})
 
 
 def become_subreaper() -> None:
@@ -45,6 +59,33 @@ def become_subreaper() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+_asked: set[str] = set()
+
+
+def watch_for_engines() -> None:
+    """Notice from now on when this process turns to a container engine, by whatever code of ours or
+    of a library: by its socket or by a program of its. It cannot be undone; call it once."""
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "socket.connect":
+            place = arguments[1]
+            if isinstance(place, (str, bytes)) and os.fsdecode(place).endswith("docker.sock"):
+                _asked.add(os.fsdecode(place))
+        elif event == "subprocess.Popen":
+            name = os.path.basename(str(arguments[0]))
+            if name in _ENGINE_PROGRAMS:
+                _asked.add(name)
+
+    sys.addaudithook(look)
+
+
+def engine_was_asked() -> bool:
+    """Whether that has happened since this was called last."""
+    asked = bool(_asked)
+    _asked.clear()
+    return asked
 
 
 @dataclass(frozen=True)
@@ -58,6 +99,8 @@ class Snapshot:
     folders: frozenset[str]
     descriptors: Counter[str]
     threads: Counter[str]
+    networks: Counter[str]
+    """Network namespaces in which somebody below a child of ours is, by that child."""
     containers: frozenset[str] | None
     """None where nobody has looked."""
 
@@ -65,14 +108,16 @@ class Snapshot:
     def take(cls, *, containers: bool = False) -> Snapshot:
         """Look once; at an engine's containers, too, if that is asked for: it takes longer."""
         groups = _cgroups()
+        everybody = _everybody()
         return cls(
-            children=frozenset(_children()),
+            children=frozenset(_children(everybody)),
             mounts=frozenset(_mounts()),
             cgroups=frozenset(group for group, ours in groups.items() if ours),
             other_cgroups=frozenset(group for group, ours in groups.items() if not ours),
             folders=frozenset(_folders()),
             descriptors=Counter(_descriptors()),
             threads=Counter(thread.name for thread in threading.enumerate()),
+            networks=Counter({child: len(found) for child, found in _networks(everybody).items()}),
             containers=frozenset(_containers()) if containers else None,
         )
 
@@ -93,6 +138,11 @@ class Snapshot:
                 f"thread {name}"
                 for name in sorted(self.threads - before.threads)
                 if not _POOLED_THREADS.match(name)
+            ),
+            *(
+                f"network namespaces below process {child}: {count}, and {KEPT_NETWORKS} may stay"
+                for child, count in sorted(self.networks.items())
+                if count > max(KEPT_NETWORKS, before.networks[child])
             ),
             *(
                 f"container {name}"
@@ -117,28 +167,75 @@ def wait_until_gone(before: Snapshot, grace: float = GRACE) -> list[str]:
 
 def reap_zombies(before: Snapshot) -> None:
     """Collect processes that have ended; `Popen` itself complains of those it was not asked for."""
-    for pid, _ in set(_children(dead=True)) - before.children:
+    for pid, _ in set(_children(_everybody(), dead=True)) - before.children:
         try:
             os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             continue  # somebody waited for it in between
 
 
-def _children(*, dead: bool = False) -> list[tuple[int, str]]:
-    me = str(os.getpid())
-    found: list[tuple[int, str]] = []
+class _Row(NamedTuple):
+    """A process, as its stat file shows it."""
+
+    parent: int
+    state: str
+    name: str
+
+
+def _everybody() -> dict[int, _Row]:
+    """Every process that there is, by its number. Hot: each test looks twice."""
+    found: dict[int, _Row] = {}
     for entry in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
         if not entry.isdigit():
             continue
         try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                text = file.read().decode(errors="replace")
+            opened = os.open(f"/proc/{entry}/stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue  # it ended while we looked
-        name, _, rest = text.partition("(")[2].rpartition(")")
-        state, parent = rest.split()[:2]
-        if parent == me and (not dead or state == "Z"):
-            found.append((int(entry), name))
+        try:
+            text = os.read(opened, 1024)
+        except OSError:
+            continue
+        finally:
+            os.close(opened)
+        before, _, rest = text.rpartition(b")")
+        state, parent = rest.split(None, 2)[:2]
+        name = before.partition(b"(")[2].decode(errors="replace")
+        found[int(entry)] = _Row(int(parent), state.decode(), name)
+    return found
+
+
+def _children(everybody: dict[int, _Row], *, dead: bool = False) -> list[tuple[int, str]]:
+    me = os.getpid()
+    return [
+        (pid, row.name)
+        for pid, row in everybody.items()
+        if row.parent == me and (not dead or row.state == "Z")
+    ]
+
+
+def _networks(everybody: dict[int, _Row]) -> dict[str, set[str]]:
+    """By child of ours, the network namespaces other than our own in which it or whoever is below
+    it is. A namespace that only a descriptor of ours holds is one of our descriptors."""
+    below: dict[int, list[int]] = {}
+    for pid, row in everybody.items():
+        below.setdefault(row.parent, []).append(pid)
+    children = below.get(os.getpid(), [])
+    if not children:
+        return {}
+    own = os.readlink("/proc/self/ns/net")
+    found: dict[str, set[str]] = {}
+    for child in children:
+        rest = [child]
+        while rest:
+            pid = rest.pop()
+            rest += below.get(pid, [])
+            try:
+                space = os.readlink(f"/proc/{pid}/ns/net")
+            except OSError:
+                continue  # it has ended, or is not ours to look at
+            if space != own:
+                found.setdefault(str(child), set()).add(space)
     return found
 
 
@@ -158,8 +255,10 @@ def _cgroups() -> dict[str, bool]:
             if _OURS.search(os.path.basename(group)):
                 stations.setdefault(os.path.basename(group), []).append(group)
     found: dict[str, bool] = {}
-    for groups in stations.values():
-        ours = not any(_is_somebody_elses(group) for group in groups)
+    for name, groups in stations.items():
+        if name not in _others and any(_is_somebody_elses(group) for group in groups):
+            _others.add(name)
+        ours = name not in _others
         lives = any(_holds_processes(group) for group in groups)
         for group in groups:
             below = [path for path in _subfolders(group) if not (lives and _is_spare(path))]
@@ -203,8 +302,13 @@ def _subfolders(path: str) -> list[str]:
         return []
 
 
+_others: set[str] = set()
+"""Stations that were seen to be another run's: whose they are when they are dead cannot be seen."""
+
+
 def _is_somebody_elses(group: str) -> bool:
-    """Whether another run on this machine owns the group: its processes are not under us."""
+    """Whether another run on this machine owns the group: who is in it, or where nobody is yet, who
+    has locked it, is not under us."""
     for folder, _, _ in os.walk(group):
         try:
             with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
@@ -213,7 +317,24 @@ def _is_somebody_elses(group: str) -> bool:
             continue
         if pids:
             return not any(_is_under_us(int(pid)) for pid in pids)
-    return False
+    holder = _holder(group)
+    return holder > 0 and not _is_under_us(holder)
+
+
+def _holder(path: str) -> int:
+    """Who has locked a folder; 0 where nobody has who can be seen."""
+    try:
+        status = os.stat(path)
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    device = status.st_dev
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
+    for line in locks:
+        words = line.split()
+        if words[1:2] == ["FLOCK"] and words[5] == place:
+            return int(words[4])
+    return 0
 
 
 def _is_under_us(pid: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -142,9 +140,7 @@ class DockerNotebook(Docker):
 needs_engine = pytest.mark.docker
 """Marks a suite that runs over a container engine."""
 
-needs_runsc = pytest.mark.skipif(
-    shutil.which("runsc") is None or os.geteuid() != 0, reason="no runsc here, or not root"
-)
+needs_runsc = pytest.mark.runsc
 """Marks a suite that runs over sandboxes of tier `gvisor`."""
 
 needs_process = pytest.mark.namespaces

@@ -7,16 +7,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.internet import words_on_host
 from tests.support.somebody import ROOT, SOMEBODY, words_of_somebody
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SUITE = "tests/network/on_a_host.py"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", SUITE)
@@ -31,18 +28,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder of an ordinary user's own."""
-    folder = Path(tempfile.mkdtemp(prefix="network-"))
-    os.chown(folder, SOMEBODY, SOMEBODY)
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def run(words: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(
+def run(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         words,
         env={**os.environ, **environment},
         cwd=ROOT,
@@ -52,20 +39,53 @@ def run(words: list[str], environment: dict[str, str]) -> None:
         timeout=280,
         check=False,
     )
+
+
+def as_root() -> subprocess.CompletedProcess[str]:
+    return run(words_on_host(PYTEST, "127.0.0.53"), {})
+
+
+def as_an_ordinary_user() -> subprocess.CompletedProcess[str]:
+    home = Path(tempfile.mkdtemp(prefix="network-"))
+    try:
+        os.chown(home, SOMEBODY, SOMEBODY)
+        home.chmod(0o755)
+        words, environment = words_of_somebody(home, PYTEST)
+        return run(words_on_host(words, "10.1.2.3"), environment)
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def ended(request: pytest.FixtureRequest) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+    """The runs of the tests, side by side: each has a host of its own and mostly waits."""
+    wanted = {item.name for item in request.session.items if item.path == request.path}
+    both = {
+        "test_it_holds_as_root_with_a_name_server_on_the_host_itself": as_root,
+        "test_it_holds_as_an_ordinary_user_with_a_private_name_server": as_an_ordinary_user,
+    }
+    with ThreadPoolExecutor(len(both)) as pool:
+        return {name: pool.submit(begin) for name, begin in both.items() if name in wanted}
+
+
+def check(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-4000:]
     summary = done.stdout.strip().splitlines()[-1]
     assert int(summary.split(" passed")[0].split()[-1]) > 20, summary
 
 
 @pytest.mark.timeout(300)
-def test_it_holds_as_root_with_a_name_server_on_the_host_itself() -> None:
-    run(words_on_host(PYTEST, "127.0.0.53"), {})
+def test_it_holds_as_root_with_a_name_server_on_the_host_itself(
+    request: pytest.FixtureRequest, ended: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    check(ended[request.node.name].result())
 
 
 @pytest.mark.timeout(300)
-def test_it_holds_as_an_ordinary_user_with_a_private_name_server(home: Path) -> None:
-    words, environment = words_of_somebody(home, PYTEST)
-    run(words_on_host(words, "10.1.2.3"), environment)
+def test_it_holds_as_an_ordinary_user_with_a_private_name_server(
+    request: pytest.FixtureRequest, ended: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    check(ended[request.node.name].result())
 
 
 def test_without_a_helper_the_refusal_names_the_package() -> None:

@@ -7,7 +7,6 @@ a bomb can, by limits that it does not reach.
 from __future__ import annotations
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -109,9 +108,7 @@ class TestLandlock(AttackSuite):
 
 
 @pytest.mark.namespaces
-@pytest.mark.skipif(
-    shutil.which("runsc") is None or os.geteuid() != 0, reason="no runsc here, or not root"
-)
+@pytest.mark.runsc
 class TestGvisor:
     """A kernel of its own answers: what that allows stays inside, and says so."""
 

@@ -7,8 +7,10 @@ import glob
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 
 from ms_enclave.boxes._docker_owner import labels
 from ms_enclave.boxes._docker_plan import LABEL
+from tests import leaks
 from tests.leaks import Snapshot, wait_until_gone
 from tests.support.engine import IMAGE
 
@@ -98,6 +101,36 @@ def test_a_control_group_is_seen_in_every_hierarchy(before: Snapshot, place: str
     assert _left(before) == []
 
 
+@pytest.mark.skipif(not HIERARCHIES, reason="there are no control groups here")
+def test_a_control_group_that_another_run_has_just_made_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It locks it before it puts anybody in; what is left when it is killed is its own, too."""
+    group = Path(os.path.realpath(HIERARCHIES[0])) / f"others-of-ms-enclave-{os.getpid()}"
+    line = "import fcntl, os, sys; held = os.open(sys.argv[1], os.O_RDONLY);"
+    line += "fcntl.flock(held, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", line, str(group)]
+    before = Snapshot.take()
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"locked\n"
+            assert f"cgroup {group}" in Snapshot.take().since(before)  # locked by one of ours
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(leaks, "_is_under_us", os.getpid().__eq__)
+                assert f"cgroup {group}" not in Snapshot.take().since(before)
+            other.stdin.close()
+            other.wait()
+        assert _left(before) == []
+    finally:
+        group.rmdir()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to mount")
 def test_a_mount_is_seen() -> None:
     place = tempfile.mkdtemp(prefix="ms-enclave-")
@@ -123,6 +156,56 @@ def test_a_socket_is_seen_where_sockets_are(before: Snapshot, place: str) -> Non
         finally:
             os.unlink(path)
     assert _left(before) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to make a network namespace")
+def test_network_namespaces_that_a_living_child_heaps_up_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a station would: it lives on, and so do those that nobody is to have any more."""
+    monkeypatch.setattr(leaks, "KEPT_NETWORKS", 2)
+    line = "while read word; do unshare --net sleep 60 & echo made; done; kill $(jobs -p); wait"
+    with subprocess.Popen(
+        ["bash", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as station:
+        assert station.stdin is not None
+        assert station.stdout is not None
+
+        def make_one(count: int) -> None:
+            assert station.stdin is not None
+            assert station.stdout is not None
+            station.stdin.write("one\n")
+            assert station.stdout.readline() == "made\n"
+            deadline = time.monotonic() + 10  # a shell's child is in its namespace when it likes
+            while Snapshot.take().networks[str(station.pid)] < count:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+
+        make_one(1)
+        before = Snapshot.take()
+        make_one(2)
+        assert _left(before) == []
+        make_one(3)
+        said = f"network namespaces below process {station.pid}: 3, and 2 may stay"
+        assert _left(before) == [said]
+        assert _left(Snapshot.take()) == []
+        station.stdin.close()
+        station.wait()
+
+
+def test_who_turns_to_an_engine_is_noticed_with_or_without_a_mark(tmp_path: Path) -> None:
+    leaks.engine_was_asked()
+    subprocess.run(["true"], check=True)
+    assert not leaks.engine_was_asked()
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    subprocess.run([str(program)], check=True)
+    assert leaks.engine_was_asked()
+    assert not leaks.engine_was_asked()
+    with socket.socket(socket.AF_UNIX) as caller, pytest.raises(OSError):  # noqa: PT011 - any
+        caller.connect(str(tmp_path / "docker.sock"))
+    assert leaks.engine_was_asked()
 
 
 @pytest.mark.docker

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -20,11 +22,31 @@ from ms_enclave.errors import (
 from ms_enclave.model import SandboxStatus
 from tests.support.scripted_box import ScriptedSandbox
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
 DONE = ["+a", "+b", "-b", "-a"]
 
 
 async def forever() -> None:
     await anyio.sleep_forever()
+
+
+def hanging() -> tuple[Callable[[], Awaitable[None]], threading.Event]:
+    """What hangs, and what is set once it does: it may run in another loop."""
+    hangs = threading.Event()
+
+    async def hang() -> None:
+        hangs.set()
+        await anyio.sleep_forever()
+
+    return hang, hangs
+
+
+async def until(happened: threading.Event) -> None:
+    with anyio.fail_after(30):
+        while not happened.is_set():
+            await anyio.sleep(0.001)
 
 
 def failing(error: BaseException) -> object:
@@ -71,16 +93,19 @@ async def test_a_start_that_fails_is_undone_and_says_why(
 @pytest.mark.parametrize("native", [False, True])
 async def test_a_start_that_is_cancelled_is_undone_before_the_cancel_goes_on(native: bool) -> None:
     box = ScriptedSandbox()
-    box.while_opening = forever
+    box.while_opening, hangs = hanging()
     if native:
         task = asyncio.create_task(box.start())
-        await anyio.sleep(0.05)
+        await until(hangs)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     else:
-        with anyio.move_on_after(0.05) as scope:
-            await box.start()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(box.start)
+                await until(hangs)
+                scope.cancel()
         assert scope.cancelled_caught
     assert box.did == DONE
     assert box.status is SandboxStatus.ERROR
@@ -88,9 +113,9 @@ async def test_a_start_that_is_cancelled_is_undone_before_the_cancel_goes_on(nat
 
 async def test_a_stop_ends_a_start_that_hangs() -> None:
     box = ScriptedSandbox()
-    box.while_opening = forever
+    box.while_opening, hangs = hanging()
     task = asyncio.create_task(box.start())
-    await anyio.sleep(0.05)
+    await until(hangs)
     await box.stop()
     with pytest.raises(SandboxStateError, match="stopped while it was starting"):
         await task
