@@ -131,7 +131,7 @@ def test_containers_are_measured_beside_the_engines_own_client(tmp_path: Path) -
         "docker: true in a running sandbox", "docker exec",
     ]  # fmt: skip
     (said,) = [note for note in data["left_out"] if "another engine" in note]
-    assert said.startswith("llm-sandbox: does not work here")
+    assert said.startswith("llm-sandbox: it does not work here")
     left = ["docker", "ps", "-aq", "--filter", "label=ms-enclave-bench"]
     assert subprocess.run(left, capture_output=True, check=True).stdout == b""
 

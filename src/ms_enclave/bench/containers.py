@@ -250,7 +250,7 @@ async def starts(context: Context, into: Round) -> None:
             into.add(START, (time.perf_counter() - begun) * 1000)
             await context.manager.delete_sandbox(made)
             into.add(ENGINES_RUN, engine.first_output())
-        _add_others(context, into, "start", _few(context))
+        _add_others(context, into, "start", engine.image, _few(context))
     finally:
         engine.clear()
 
@@ -265,7 +265,7 @@ async def true(context: Context, into: Round) -> None:
             printed(await box.execute_command("true"))
             into.add(TRUE, (time.perf_counter() - begun) * 1000)
             into.add(ENGINES_EXEC, programs.start(argv, ""))
-    _add_others(context, into, "true", context.scale.samples)
+    _add_others(context, into, "true", engine.image, context.scale.samples)
 
 
 async def stops(context: Context, into: Round) -> None:
@@ -285,7 +285,7 @@ async def stops(context: Context, into: Round) -> None:
         begun = time.perf_counter()
         engine.call("rm", "-f", *plain)
         into.add(ENGINES_RM, (time.perf_counter() - begun) * 1000)
-        _add_others(context, into, "stop", 1)
+        _add_others(context, into, "stop", engine.image, 1)
     finally:
         engine.clear()
 
@@ -314,6 +314,7 @@ async def crowd(context: Context, into: Round) -> None:
         into.add(ENGINES_CROWD, max(each.result() for each in started))
     finally:
         engine.clear()
+    _add_others(context, into, "crowd", engine.image, many)
 
 
 async def notebooks(context: Context, into: Round) -> None:
@@ -338,6 +339,7 @@ async def notebooks(context: Context, into: Round) -> None:
             async with manager.borrow() as box:
                 await _first_cell(box)
                 into.add(FROM_POOL, (time.perf_counter() - begun) * 1000)
+    _add_others(context, into, "notebook", NOTEBOOK_IMAGE, 1)
 
 
 async def _first_cell(box: Sandbox | None) -> None:
@@ -345,10 +347,10 @@ async def _first_cell(box: Sandbox | None) -> None:
         raise RuntimeError("a cell did not print what it should")
 
 
-def _add_others(context: Context, into: Round, what: str, count: int) -> None:
+def _add_others(context: Context, into: Round, what: str, image: str, count: int) -> None:
     engine = _engine(context)
     if context.scale is WARM_UP:
         return  # each is a process of its own, and nothing of it stays warm
     for rival in engine.others:
-        for sample in rival.measure(what, engine.image, count):
+        for sample in rival.measure(what, image, count):
             into.add(rival.name, sample)

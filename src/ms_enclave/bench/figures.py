@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TOLERANCE",
+    "USUAL_START",
     "Figure",
     "Line",
     "Promise",
@@ -25,6 +26,12 @@ __all__ = [
 
 TOLERANCE = 0.25
 """The part of a target by which it may be missed before `--check` says so."""
+
+USUAL_START = 11.0
+"""Milliseconds in which the machine that the promises were made on starts a plain Python."""
+
+_TIMES = ("ms",)
+_RATES = ("/s",)
 
 
 class Standing(str, Enum):
@@ -82,15 +89,21 @@ def quantile(samples: Sequence[float], part: float) -> float:
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
-def stand(measured: float | None, promise: Promise, slack: float = 1.0) -> Standing:
-    """Hold a figure against a promise; `slack` multiplies what is tolerated."""
+def stand(
+    measured: float | None, promise: Promise, slack: float = 1.0, pace: float = 1.0
+) -> Standing:
+    """Hold a figure against a promise.
+
+    `slack` multiplies what is tolerated; on a machine that takes `pace` times as long for the same,
+    a figure that is a time or a rate may be missed by as much more.
+    """
     if measured is None:
         return Standing.UNKNOWN
-    share = TOLERANCE * slack
+    most = (1 + TOLERANCE * slack) * pace
     if promise.at_least:
-        met, close = measured >= promise.target, measured * (1 + share) >= promise.target
+        met, close = measured >= promise.target, measured * most >= promise.target
     else:
-        met, close = measured <= promise.target, measured <= promise.target * (1 + share)
+        met, close = measured <= promise.target, measured <= promise.target * most
     return Standing.MET if met else Standing.CLOSE if close else Standing.MISSED
 
 
@@ -103,6 +116,8 @@ class Line:
     against: str | None = None
     baseline: float | None = None
     promise: Promise | None = None
+    pace: float = 1.0
+    """How many times as long this machine takes as the one that the promises were made on."""
 
     @property
     def ratio(self) -> float | None:
@@ -118,7 +133,11 @@ class Line:
 
     def standing(self, slack: float = 1.0) -> Standing | None:
         """How it stands; None where nothing is promised."""
-        return None if self.promise is None else stand(self.judged, self.promise, slack)
+        if self.promise is None:
+            return None
+        # A ratio to what ran on the same machine has the machine's pace in it already.
+        timed = self.against is None and self.figure.unit.endswith((*_TIMES, *_RATES))
+        return stand(self.judged, self.promise, slack, self.pace if timed else 1.0)
 
 
 def lines_of(figure: Figure, taken: dict[str, Series], baselines: Sequence[str] = ()) -> list[Line]:

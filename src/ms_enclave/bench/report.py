@@ -57,6 +57,7 @@ def as_data(measured: Measured, machine: Machine, slack: float) -> dict[str, Any
         },
         "scale": asdict(measured.scale),
         "tolerance": TOLERANCE * slack,
+        "pace": measured.pace,
         "rows": [_row_as_data(row, measured, slack) for row in measured.rows],
         "left_out": measured.notes,
         "failed": measured.failed,
@@ -163,6 +164,11 @@ def _show_machine(console: Console, measured: Measured, machine: Machine, slack:
             say(f"this runs at the start of every Python here: {hook}", "yellow")
     share = f"{TOLERANCE * slack:.0%}"
     say(f"figures: median of the best round; close: missed by no more than {share}")
+    if measured.pace > 1:
+        say(
+            f"a Python starts {measured.pace:.2f} x as slowly here as where promises were made: "
+            "times and rates may be missed by as much more"
+        )
     for text in machine.warnings():
         say(text, "yellow")
     for text in measured.notes:

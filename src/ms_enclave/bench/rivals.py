@@ -33,16 +33,18 @@ _MOST_TEXT = 200
 
 @dataclass
 class Rival:
-    """One of them that is installed. It says once why it could not be measured, and is left out."""
+    """One of them that is installed. It says once why it could not be measured, and is left out, or
+    only its notebooks are."""
 
     name: str
     python: str
     note: Callable[[str], object]
-    failed: bool = field(default=False)
+    _failed: set[str] = field(default_factory=set[str])
 
     def measure(self, what: str, image: str, count: int) -> list[float]:
         """Milliseconds, one a sample; none where it does not work here."""
-        if self.failed:
+        part = "its notebook" if what == "notebook" else "it"
+        if part in self._failed:
             return []
         words = [self.python, _SCRIPT, self.name, what, image, str(count)]
         try:
@@ -52,16 +54,15 @@ class Rival:
             )  # fmt: skip
             samples = json.loads(done.stdout) if done.returncode == 0 else None
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            return self._fail(str(error))
+            return self._fail(part, str(error))
         if samples is None:
-            return self._fail(done.stderr)
+            return self._fail(part, done.stderr)
         return [float(sample) for sample in samples]
 
-    def _fail(self, text: str) -> list[float]:
-        self.failed = True
-        self.note(
-            f"{self.name}: does not work here, left out: {' '.join(text.split())[-_MOST_TEXT:]}"
-        )
+    def _fail(self, part: str, text: str) -> list[float]:
+        self._failed.add(part)
+        said = " ".join(text.split())[-_MOST_TEXT:]
+        self.note(f"{self.name}: {part} does not work here, left out: {said}")
         return []
 
 

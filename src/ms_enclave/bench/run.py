@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import containers
+from ms_enclave.bench import containers, programs
 from ms_enclave.bench.context import WARM_UP, Round, open_context
-from ms_enclave.bench.figures import Line, Series, lines_of
+from ms_enclave.bench.figures import USUAL_START, Line, Series, lines_of
 from ms_enclave.boxes.factory import SandboxFactory
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Measured", "measure"]
 
 _MORE_ROUNDS = 3
+_STARTS = 5
 _MOST_TEXT = 300
 
 
@@ -38,12 +40,19 @@ class Measured:
     notes: list[str] = field(default_factory=list[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Rows whose measurement broke off, and why."""
+    starts: list[float] = field(default_factory=list[float])
+    """Milliseconds that a plain Python took to start, over the whole run."""
+
+    @property
+    def pace(self) -> float:
+        """How many times as long this machine takes as the one that the promises were made on."""
+        return max(1.0, statistics.median(self.starts) / USUAL_START) if self.starts else 1.0
 
     def lines(self, row: Row) -> list[Line]:
         """The lines of one row of the table; the other baselines stand beside its first figure."""
         taken = self.taken.get(row.name, {})
         return [
-            line
+            replace(line, pace=self.pace)
             for number, figure in enumerate(row.figures)
             for line in lines_of(figure, taken, row.baselines if number == 0 else ())
         ]
@@ -91,11 +100,14 @@ async def measure(
             told(row.name if number else f"{row.name} (warming up)", done, len(steps))
             if row.name not in measured.failed:
                 await _round(context, row, measured, warming_up=number == 0)
+            if number:
+                _note_pace(context, measured)
         for _ in range(_MORE_ROUNDS if doubted else 0):
             for row in [row for row in ready if doubted and doubted(measured, row)]:
                 told(f"{row.name} (once more)", len(steps), len(steps))
                 if row.name not in measured.failed:
                     await _round(context, row, measured, warming_up=False)
+                _note_pace(context, measured)
     told("done", len(steps), len(steps))
     return measured
 
@@ -109,6 +121,11 @@ async def _round(context: Context, row: Row, measured: Measured, *, warming_up: 
         return
     if not warming_up:
         measured.add(row, taken)
+
+
+def _note_pace(context: Context, measured: Measured) -> None:
+    line = [context.environment.python, "-c", "print(1)"]
+    measured.starts += [programs.start(line) for _ in range(_STARTS)]
 
 
 def _first_cause(error: BaseException) -> str:

@@ -179,6 +179,7 @@ ROWS = (
         "docker-crowd",
         (Figure(containers.CROWD, promises=(Promise(1.0, containers.ENGINES_CROWD),)),),
         containers.crowd,
+        _RIVALS,
         sandbox_type="docker",
     ),
     Row(
@@ -188,6 +189,7 @@ ROWS = (
             Figure(containers.FROM_POOL, promises=(Promise(100),)),
         ),
         containers.notebooks,
+        _RIVALS,
         sandbox_type="docker_notebook",
         image=containers.NOTEBOOK_IMAGE,
     ),

@@ -74,9 +74,20 @@ def test_one_that_fails_says_so_once_and_is_left_out(
     notes: list[str] = []
     (found,) = rivals.find(notes.append)
     assert [found.measure("true", "an-image", 1) for _ in range(3)] == [[], [], []]
-    assert [note for note in notes if note.startswith("older ms-enclave: does not work")]
+    assert [note for note in notes if note.startswith("older ms-enclave: it does not work")]
     assert len(notes) == 2
     assert count.read_text(encoding="utf-8") == "\n"
+
+
+def test_one_whose_notebooks_do_not_work_is_measured_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _library(tmp_path, monkeypatch, "older-ms-enclave", '[ "$3" != notebook ] && echo "[3]"')
+    notes: list[str] = []
+    (found,) = rivals.find(notes.append)
+    taken = [found.measure(what, "an-image", 1) for what in ("notebook", "crowd", "notebook")]
+    assert taken == [[], [3.0], []]
+    assert len([note for note in notes if "its notebook does not work here" in note]) == 1
 
 
 def test_what_cannot_be_installed_is_said_and_leaves_nothing(

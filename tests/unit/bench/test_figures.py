@@ -6,6 +6,7 @@ import pytest
 
 from ms_enclave.bench.figures import (
     Figure,
+    Line,
     Promise,
     Series,
     Standing,
@@ -54,6 +55,32 @@ def test_a_promise_is_missed_by_more_than_a_quarter_times_the_slack(
     measured: float | None, promise: Promise, slack: float, expected: Standing
 ) -> None:
     assert stand(measured, promise, slack) is expected
+
+
+@pytest.mark.parametrize(
+    ("unit", "promise", "measured", "expected"),
+    [
+        ("ms", Promise(3), 7.5, Standing.CLOSE),
+        ("ms", Promise(3), 7.51, Standing.MISSED),
+        ("ms", Promise(3), 3.0, Standing.MET),
+        ("ms", Promise(3), 3.01, Standing.CLOSE),
+        ("/s", Promise(5, at_least=True), 2.0, Standing.CLOSE),
+        ("/s", Promise(5, at_least=True), 1.99, Standing.MISSED),
+        ("MiB/s", Promise(5, at_least=True), 2.0, Standing.CLOSE),
+        ("MiB", Promise(3), 3.76, Standing.MISSED),
+    ],
+)
+def test_times_and_rates_may_be_missed_by_as_much_more_on_a_slower_machine(
+    unit: str, promise: Promise, measured: float, expected: Standing
+) -> None:
+    line = Line(Figure("ours", unit), measured, promise=promise, pace=2.0)
+    assert line.standing() is expected
+
+
+def test_a_ratio_is_judged_alike_on_a_slower_machine() -> None:
+    promise = Promise(2, "python")
+    line = Line(Figure("ours"), 7.6, "python", 3.0, promise, pace=2.0)
+    assert line.standing() is Standing.MISSED
 
 
 def test_a_figure_has_a_line_for_itself_each_quantile_and_each_baseline() -> None:
