@@ -121,6 +121,14 @@ async def test_the_command_of_the_config_runs_in_the_background() -> None:
         assert command.returncode is None
 
 
+async def test_a_capability_is_had_by_asking_for_it() -> None:
+    look = "grep CapEff /proc/self/status"
+    async with DockerSandbox() as box:
+        plain = int((await exec_in(box, look)).split()[1], 16)
+    async with DockerSandbox({"cap_add": ["NET_RAW"]}) as box:
+        assert int((await exec_in(box, look)).split()[1], 16) == plain | 1 << 13
+
+
 async def test_volumes_and_folders_in_memory(tmp_path: Path) -> None:
     (tmp_path / "given").write_text("from the host")
     config = {
@@ -291,19 +299,28 @@ async def test_calls_go_past_an_engine_of_this_machine() -> None:
         assert await exec_in(box, "stat -c '%U %s' /tmp/theirs") == "nobody 1000000\n"
 
 
+@pytest.mark.parametrize("named", ["host", "context"])
 async def test_calls_go_through_an_engine_of_another_machine(
-    monkeypatch: pytest.MonkeyPatch,
+    named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     async with distant(here.removeprefix("unix://")) as url:
-        monkeypatch.setenv("DOCKER_HOST", url)
-        async with DockerSandbox() as box:
-            assert box.metadata["channel"] == "engine"
-            assert await exec_in(box, "echo there") == "there\n"
-            await box.files.as_user("nobody").write("/tmp/theirs", b"x" * 1_000_000)
-            await anyio.to_thread.run_sync(docker, "kill", str(box.container.id))
-            with pytest.raises(SandboxLostError, match="killed by somebody else"):
-                await box.execute_command("sleep 60")
+        with monkeypatch.context() as patched:
+            if named == "host":
+                patched.setenv("DOCKER_HOST", url)
+            else:
+                patched.delenv("DOCKER_HOST", raising=False)
+                patched.setenv("HOME", str(tmp_path))
+                words = ("context", "create", "elsewhere", "--docker", f"host={url}")
+                await anyio.to_thread.run_sync(docker, *words)
+                await anyio.to_thread.run_sync(docker, "context", "use", "elsewhere")
+            async with DockerSandbox() as box:
+                assert box.metadata["channel"] == "engine"
+                assert await exec_in(box, "echo there") == "there\n"
+                await box.files.as_user("nobody").write("/tmp/theirs", b"x" * 1_000_000)
+                await anyio.to_thread.run_sync(docker, "kill", str(box.container.id))
+                with pytest.raises(SandboxLostError, match="killed by somebody else"):
+                    await box.execute_command("sleep 60")
 
 
 # --- nothing is left ---
@@ -454,34 +471,6 @@ def test_what_a_killed_owner_left_unstarted_is_removed_by_the_next() -> None:
     assert containers(owner) == []
 
 
-def test_it_is_shown_and_removed_and_what_lives_is_not_touched() -> None:
-    owner = leave()
-    live = DockerSandbox(sandbox_id="living")
-    anyio.run(live.start)
-    try:
-        found = {one["id"]: one for one in json.loads(enclave("ps", "--json"))}
-        assert (found["left"]["owner"], found["left"]["state"]) == ("gone", "created")
-        assert (found["living"]["owner"], found["living"]["state"]) == ("alive", "running")
-        assert "left" in enclave("ps")
-        assert "would remove docker left" in enclave("clean", "--dry-run")
-        assert len(containers(owner)) == 1
-        said = enclave("clean", "--all")
-        assert "removed docker left" in said
-        assert "living" not in said
-        assert containers(owner) == []
-        assert len(containers()) == 1
-    finally:
-        anyio.run(live.stop)
-
-
-def test_what_was_to_be_kept_is_removed_only_when_all_is() -> None:
-    owner = leave(remove_on_exit=False)
-    assert "left" not in enclave("clean")
-    assert len(containers(owner)) == 1
-    assert "removed docker left" in enclave("clean", "--all")
-    assert containers(owner) == []
-
-
 # --- images ---
 
 SETUP = "from setuptools import setup; setup(name='brought', py_modules=['brought'])"
@@ -518,22 +507,3 @@ def built() -> Iterator[str]:
     ]
     with image_with("test", *lines) as name:
         yield name
-
-
-@pytest.fixture(scope="module")
-def broken() -> Iterator[str]:
-    """An image whose Python is none."""
-    line = "rm /usr/local/bin/python3; printf '#!/bin/sh\\necho no python to-day >&2\\n'"
-    line += " > /usr/local/bin/python3; chmod +x /usr/local/bin/python3"
-    with image_with("broken", line) as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[str]:
-    """An image with nothing that runs."""
-    name = f"ms-enclave-bare-{os.getpid()}"
-    empty = b"\0" * 10240
-    docker("import", "-", name, stdin=empty)
-    yield name
-    docker("rmi", "-f", name)

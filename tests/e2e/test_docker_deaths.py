@@ -42,7 +42,8 @@ async def work(manager):
 
 async def main():
     async with LocalSandboxManager() as manager:
-        await manager.delete_sandbox(await manager.create_sandbox('docker'))
+        idle = await manager.get_sandbox(await manager.create_sandbox('docker'))
+        await idle.execute_command('setsid sleep 600 > /dev/null 2>&1 &')
         print(json.dumps('ready'), flush=True)
         await asyncio.gather(work(manager), work(manager))
 

@@ -17,8 +17,8 @@ import anyio.to_thread
 import pytest
 
 from ms_enclave.boxes import DockerNotebook, DockerNotebookSandbox, SandboxFactory
-from ms_enclave.errors import CapabilityError, ConfigError, SandboxStartError
-from ms_enclave.model import Execution, Verdict
+from ms_enclave.errors import CapabilityError, ConfigError, SandboxLostError, SandboxStartError
+from ms_enclave.model import Execution, SandboxStatus, Verdict
 from ms_enclave.tools import ToolFactory
 from tests.e2e.test_docker import containers, docker
 from tests.support.engine import IMAGE, WHEELS, WITHOUT_PYTHON
@@ -103,6 +103,10 @@ async def test_input_interrupt_restart_and_several_kernels() -> None:
         }
         done = await one.run("while True: pass", timeout=0.5)
         assert done.verdict is Verdict.WALL_TIMEOUT
+        assert (await one.run("x")).result == {"text/plain": "'to q'"}
+        said = [event async for event in one.run_stream("while 1: 1", timeout=0.5, silent=True)]
+        assert said[-1].execution is not None
+        assert said[-1].execution.verdict is Verdict.WALL_TIMEOUT
         assert (await one.run("x")).result == {"text/plain": "'to q'"}
         done = await one.run(
             "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
@@ -210,6 +214,33 @@ async def test_a_gateway_that_is_killed_is_started_again() -> None:
         assert "gateway" in kernel.death_reason
         await kernel.restart()
         assert (await kernel.run("1 + 1")).result == {"text/plain": "2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["pause"], "paused"), (["kill"], "killed by somebody else"), (["rm", "-f"], "container")],
+    ids=["pause", "kill", "remove"],
+)
+async def test_a_cell_ends_at_once_with_what_was_done_to_its_container(
+    words: list[str], reason: str
+) -> None:
+    box = DockerNotebook(CONFIG)
+    await box.start()
+    kernel = await box.kernel()
+    begun = anyio.Event()
+
+    async def run() -> None:
+        with anyio.fail_after(20), pytest.raises(SandboxLostError, match=reason):
+            async for event in kernel.run_stream("print('begun', flush=True)\nwhile True: pass"):
+                if event.type == "stream":
+                    begun.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await begun.wait()
+        await anyio.to_thread.run_sync(docker, *words, str(box.container.id))
+    assert box.status == SandboxStatus.ERROR
+    await box.stop()
 
 
 # --- from outside ---

@@ -55,7 +55,7 @@ async def test_preloaded_modules_are_there_before_the_first_cell() -> None:
 async def test_the_random_numbers_of_two_kernels_differ_unless_there_is_a_seed() -> None:
     for code in ("import random; random.random()", "import numpy; numpy.random.random(3).tolist()"):
         for seed, equal in ((None, False), (5, True)):
-            async with sandbox(seed=seed, preload=["numpy.random"]) as box:
+            async with sandbox(seed=seed, preload=["numpy"]) as box:
                 drawn = [(await (await box.kernel(name)).run(code)).result for name in "ab"]
             assert (drawn[0] == drawn[1]) is equal
 

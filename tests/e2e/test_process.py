@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from ms_enclave.errors import (
     SandboxStartError,
 )
 from tests.security.boxes import ColdSandbox
+from tests.support.roots import make_bare_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,27 +34,9 @@ async def test_what_is_no_interpreter_is_said_so(python: str) -> None:
         await ProcessSandbox({"python": python}).start()
 
 
-def copy_with_libraries(program: str, root: Path) -> None:
-    """Put a program of the host, and the libraries it needs, below a root."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    for path in [program, *re.findall(r"(/\S+) \(0x", listed)]:
-        target = root / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(os.path.realpath(path), target)
-
-
 @pytest.fixture
 def bare_root(tmp_path: Path) -> Path:
-    """A root file system with a shell and cat, and no Python."""
-    for program in ("/bin/sh", "/bin/cat"):
-        copy_with_libraries(program, tmp_path)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "whoami").write_text("the image\n")
-    for folder, _, names in os.walk(tmp_path):
-        os.chmod(folder, 0o755)
-        for name in names:
-            os.chmod(os.path.join(folder, name), 0o755)
-    return tmp_path
+    return make_bare_root(tmp_path)
 
 
 CHILDREN = """

@@ -25,6 +25,8 @@ _FILTER = "tests/unit/spawner/test_seccomp.py"
 _LIMITS = "tests/security/test_limits.py"
 _LANDLOCK = "tests/security/test_landlock.py"
 _ENDS = "tests/security/test_ends.py"
+_BUNDLE = "tests/unit/boxes/test_gvisor_plan.py"
+_GVISOR = "tests/e2e/test_gvisor.py"
 
 
 def _attack(name: str, box: str = "TestProcess") -> str:
@@ -81,6 +83,15 @@ def _guest(name: str, before: str, after: str, *tests: str) -> Switch:
 
 def _docker(name: str, before: str, after: str, *tests: str) -> Switch:
     return Switch(f"docker: {name}", "boxes/_docker_plan.py", before, after, tests)
+
+
+def _gvisor(name: str, before: str, after: str, *tests: str) -> Switch:
+    file = "boxes/_gvisor_plan.py"
+    return Switch(f"gvisor: {name}", file, before, after, (_BUNDLE, *tests))
+
+
+def _keeper(name: str, before: str, after: str, *tests: str) -> Switch:
+    return Switch(f"gvisor: {name}", "spawner/gvisor_launcher.py", before, after, tests)
 
 
 SWITCHES = (
@@ -378,11 +389,55 @@ SWITCHES = (
         "",
         _attack("queues", "TestDocker"),
     ),
-    _docker("processes", '{"PidsLimit": limits.pids,', "{", "tests/unit/boxes/test_docker_plan.py"),
+    _docker("processes", '{"PidsLimit": pids,', "{", "tests/unit/boxes/test_docker_plan.py"),
     _docker(
         "memory",
         'found |= {"Memory": limits.memory, "MemorySwap": limits.memory}',
         "pass",
         "tests/unit/boxes/test_docker_plan.py",
+    ),
+    # --- a kernel of its own
+    _gvisor(
+        "no network", '"--network=none"', '"--network=host"', _attack("the_network", "TestGvisor")
+    ),
+    _gvisor("no capabilities", "fromkeys(kinds, nothing)", 'fromkeys(kinds, ["CAP_SYS_ADMIN"])'),
+    _gvisor("new privileges", '"noNewPrivileges": True', '"noNewPrivileges": False'),
+    _gvisor("a user", '"user": {"uid": uid, "gid": gid}', '"user": {"uid": 0, "gid": 0}'),
+    _gvisor(
+        "read-only root",
+        '"readonly": True',
+        '"readonly": False',
+        _attack("the_file_system", "TestGvisor"),
+    ),
+    _gvisor("what is ours is hidden", '_HIDDEN = ("/run/enclave", "/sys")', '_HIDDEN = ("/sys",)'),
+    _gvisor(
+        "what is given is read-only",
+        '_shown(bind.source, bind.target, "ro")',
+        "_shown(bind.source, bind.target)",
+    ),
+    _gvisor("mounts: nosuid and nodev", '["rbind", mode, "nosuid", "nodev"]', '["rbind", mode]'),
+    _keeper(
+        "a network namespace around it",
+        "calls.CLONE_NEWPID | calls.CLONE_NEWNET",
+        "calls.CLONE_NEWPID",
+        f"{_GVISOR}::test_its_kernel_and_file_servers_are_in_namespaces_of_their_own",
+    ),
+    _keeper(
+        "bytes",
+        '"size": str(limits["disk"]), ',
+        "",
+        f"{_GVISOR}::test_what_it_stores_is_bounded_in_bytes_and_in_files",
+    ),
+    _keeper(
+        "files",
+        '"nr_inodes": str(limits["inodes"]), ',
+        "",
+        f"{_GVISOR}::test_what_it_stores_is_bounded_in_bytes_and_in_files",
+    ),
+    _keeper(
+        "it ends with its owner",
+        "                os.kill(keeper, signal.SIGKILL)\n                poll",
+        "                poll",
+        f"{_GVISOR}::test_nothing_is_left_of_it_when_its_owner_is_killed",
     ),
 )

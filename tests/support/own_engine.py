@@ -90,9 +90,9 @@ class OwnEngine:
         command = ["docker", "-H", self.url, "version"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def load(self) -> None:
-        """Give it the base image, from the machine's engine."""
-        source = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
+    def load(self, image: str) -> None:
+        """Give it an image of the machine's engine's."""
+        source = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
         with source:
             subprocess.run(
                 ["docker", "-H", self.url, "load", "-q"],
@@ -221,7 +221,7 @@ def own_engine(*, small: int | None = None, options: str = "") -> Generator[OwnE
     engine = OwnEngine(folder, small=small, options=options)
     try:
         engine.start()
-        engine.load()
+        engine.load(IMAGE)
         yield engine
     finally:
         engine.end()

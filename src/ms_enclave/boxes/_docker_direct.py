@@ -25,7 +25,7 @@ import anyio
 import anyio.to_thread
 from typing_extensions import override
 
-from ms_enclave.channel.guest_socket import GuestSocket, let_go
+from ms_enclave.channel.guest_socket import HeardSocket, let_go
 from ms_enclave.errors import SandboxLostError
 
 if TYPE_CHECKING:
@@ -81,21 +81,11 @@ class Held:
             self._descriptor = -1
 
 
-class DirectLink(GuestSocket):
-    """A socket to a guest. Whoever is to hear of its end sets `on_end`, which may take a moment."""
+class DirectLink(HeardSocket):
+    """A socket to a guest, and what is beside it."""
 
-    on_end: Callable[[], Awaitable[object]] | None = None
     beside: AsyncResource | None = None
     """What is closed with it."""
-
-    @override
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        try:
-            return await super().receive(max_bytes)
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            if self.on_end is not None:
-                await self.on_end()
-            raise
 
     @override
     async def aclose(self) -> None:

@@ -314,13 +314,15 @@ class Engine:
                 finally:
                     answer.close()
 
-    async def images(self, labels: Sequence[str]) -> Sequence[str]:
-        """The ids of the images with all these labels, those of steps of a build too."""
+    async def images(self, labels: Sequence[str], *, replaced: bool = False) -> Sequence[str]:
+        """The ids of the images with all these labels: those of steps of a build too, or only what
+        another has got the name of."""
+        filters: dict[str, Sequence[str]] = {"label": labels}
+        if replaced:
+            filters["dangling"] = ["true"]
+        params = {"filters": json.dumps(filters), "all": "0" if replaced else "1"}
         with _failures("list the images"):
-            filters = json.dumps({"label": labels})
-            found = await self.docker._query_json(
-                "images/json", params={"filters": filters, "all": "1"}
-            )
+            found = await self.docker._query_json("images/json", params=params)
             return [str(row["Id"]) for row in found]
 
     async def remove_image(self, name: str) -> None:

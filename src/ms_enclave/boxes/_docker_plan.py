@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from ms_enclave.boxes._own_kernel import host_tasks
 from ms_enclave.errors import CapabilityError, ConfigError
 from ms_enclave.model import IsolationReport, Limits
 
@@ -84,6 +85,9 @@ _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 
 _OWN_KERNEL = re.compile("runsc|kata|gvisor", re.IGNORECASE)
 """Runtimes, by the names that engines give them, that give a container a kernel of its own."""
+_KERNEL_AS_PROGRAM = re.compile("runsc|gvisor", re.IGNORECASE)
+"""Those whose kernel is a program. The engine counts each of its threads as one of the container's,
+and it ends, and the container with it, when it is refused one."""
 _COUNTED = frozenset({"memory", "cpu", "pids"})
 
 
@@ -187,7 +191,7 @@ def plan_container(
         tmpfs[config.working_dir] = _folder_options(size, user or image_user, dialect)
     host: Document = {
         **_walls(config, dialect.filtering, strict=strict),
-        **_resources(limits, strict=strict),
+        **_resources(limits, config.runtime, strict=strict),
         "NetworkMode": (config.network or "none") if config.network_enabled else "none",
         "AutoRemove": config.remove_on_exit,
         "RestartPolicy": {"Name": "no"},
@@ -297,8 +301,10 @@ def _walls(config: DockerSandboxConfig, filtering: str | None, *, strict: bool) 
     return walls
 
 
-def _resources(limits: ResolvedLimits, *, strict: bool) -> Document:
-    found: Document = {"PidsLimit": limits.pids, "ShmSize": 64 << 20}
+def _resources(limits: ResolvedLimits, runtime: str | None, *, strict: bool) -> Document:
+    is_program = _KERNEL_AS_PROGRAM.search(runtime or "")
+    pids = host_tasks(limits.pids) if is_program else limits.pids
+    found: Document = {"PidsLimit": pids, "ShmSize": 64 << 20}
     if limits.memory is not None:
         found |= {"Memory": limits.memory, "MemorySwap": limits.memory}  # the same: no swap
     if limits.cpu is not None:  # as a quota: more cores than the machine has are no mistake

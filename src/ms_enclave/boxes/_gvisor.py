@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
-from typing_extensions import override
 
 from ms_enclave.channel import guest_loader as loader
 from ms_enclave.channel.guest import GuestConnection
-from ms_enclave.channel.guest_socket import GuestSocket
+from ms_enclave.channel.guest_socket import HeardSocket
 from ms_enclave.errors import (
     EnclaveError,
     IsolationUnavailableError,
@@ -31,7 +30,7 @@ from ms_enclave.spawner.keeping import identity
 from ms_enclave.spawner.launch import Launched, launch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Gvisor", "find_runsc"]
 
@@ -78,21 +77,6 @@ def find_runsc() -> tuple[str, str]:
     return path, done.stdout.decode(errors="replace").partition("\n")[0][-40:]
 
 
-class _Line(GuestSocket):
-    """The channel of the guest. Whoever is to hear of its end sets `on_end`."""
-
-    on_end: Callable[[], Awaitable[object]] | None = None
-
-    @override
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        try:
-            return await super().receive(max_bytes)
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            if self.on_end is not None:
-                await self.on_end()
-            raise
-
-
 class Gvisor:
     """`start` it, `connect` to its guest once, and `close` it: then nothing of it is left.
 
@@ -105,7 +89,7 @@ class Gvisor:
         self._plan = plan
         self._lost = lost
         self._launched: Launched | None = None
-        self._line: _Line | None = None
+        self._line: HeardSocket | None = None
         self._reason: str | None = None
         self.controllers: list[str] = []
         """Of the control groups that hold it."""
@@ -120,7 +104,7 @@ class Gvisor:
             SandboxStartError: it ended or did not answer in time.
         """
         channel = await anyio.to_thread.run_sync(self._launch)
-        self._line = _Line(channel)
+        self._line = HeardSocket(channel)
         with anyio.move_on_after(_START_SECONDS):
             row = await self._hear()
             if row is not None and row["event"] == "started":

@@ -6,6 +6,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._own_kernel import host_tasks
 from ms_enclave.boxes._process_tiers import Place, Tier
 from ms_enclave.channel import guest_loader as loader
 from ms_enclave.errors import CapabilityError
@@ -27,10 +28,6 @@ _IMAGE = "/run/enclave/image"  # as in spawner.root
 _HIDDEN = ("/run/enclave", "/sys")
 _OWN_MEMORY = 128 << 20
 """Bytes that gVisor's kernel and its file servers may have beside the sandbox's programs."""
-_OWN_PROCESSES = 256
-"""Threads that they may have."""
-_HOST_THREADS = 2
-"""Threads of the host that a thread inside may take."""
 
 
 class GvisorTier(Tier):
@@ -64,7 +61,9 @@ class GvisorTier(Tier):
         if user in (None, "sandbox", own, str(own)):
             return requests.DEFAULT_USER
         raise CapabilityError(
-            "users", remedy=f"a sandbox of tier gvisor has one user, {own}: leave `user` out"
+            "users",
+            remedy=f"a sandbox of tier gvisor has one user, {own}: leave `user` out, or use"
+            " isolation='namespace'",
         )
 
     def report(self, facts: Mapping[str, Any], place: Place) -> IsolationReport:
@@ -103,7 +102,7 @@ def _launcher_plan(plan: RuntimePlan, config: ProcessSandboxConfig, runsc: str) 
     if box["memory"] is not None:
         box["memory"] += _OWN_MEMORY
     if box["pids"] is not None:
-        box["pids"] = box["pids"] * _HOST_THREADS + _OWN_PROCESSES
+        box["pids"] = host_tasks(box["pids"])
     return {
         **requests.station_plan(plan, config.working_dir),
         "launcher": "gvisor_launcher.py",

@@ -62,9 +62,9 @@ async def build(
         built = await engine.image(config.image)
         if built is None:
             raise SandboxStartError(f"The image {config.image} was built, but is not there")
-        if image is not None and image["Id"] != built["Id"]:
+        for name in await engine.images([images.BUILT_FROM], replaced=True):
             with contextlib.suppress(EnclaveError):  # a sandbox may have it still
-                await engine.remove_image(image["Id"])
+                await engine.remove_image(name)
         return built
 
 

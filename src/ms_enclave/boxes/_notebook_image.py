@@ -63,7 +63,11 @@ def is_current(image: Mapping[str, Any], base: Mapping[str, Any] | None) -> bool
     settings: dict[str, Any] = image.get("Config") or {}
     said: dict[str, str] = settings.get("Labels") or {}
     built_from = said.get(BUILT_FROM)
-    return built_from is None or base is None or built_from == labels(base)[BUILT_FROM]
+    if built_from is None:
+        return True
+    if base is None:
+        return built_from.partition("-")[0] == _version()
+    return built_from == labels(base)[BUILT_FROM]
 
 
 def load() -> None:

@@ -30,6 +30,8 @@ __all__ = ["GatewayKernel"]
 
 _LAST_WORDS = 0.3
 """Seconds that what a kernel has said may take to pass the gateway after its end is known."""
+_DOUBT = 0.1
+"""Seconds that an answer may take after the news that it was given, before it is asked for."""
 
 
 class GatewayKernel(KernelProcess):
@@ -52,6 +54,7 @@ class GatewayKernel(KernelProcess):
         self.process = self._outer = _GatewayProcess(process, lambda: self._translator.has_begun)
         self._channels: Channels | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._doubting: asyncio.Task[None] | None = None
         self._take: Callable[[str, bytes], object] = lambda _source, _data: None
         self._is_closed = False
 
@@ -74,11 +77,22 @@ class GatewayKernel(KernelProcess):
                 await self._outer.interrupt_if_due()
                 if frames:
                     self._take("channel", frames)
+                if self._translator.is_in_doubt and self._doubting is None:
+                    self._doubting = asyncio.create_task(self._doubt(channels))
         except SandboxLostError as error:
             reason = error.message
         await self._outer.lose(reason)
         with suppress(SandboxLostError):
             await self._inner.kill()
+
+    async def _doubt(self, channels: Channels) -> None:
+        """Wait for the answer to a request that is done, then ask whether there will be one."""
+        while self._translator.is_in_doubt:
+            await asyncio.sleep(_DOUBT)
+            question = self._translator.doubt()
+            if question is not None:
+                await channels.send(question)
+        self._doubting = None
 
     async def _read(self, name: str, stream: ByteReceiveStream) -> None:
         with suppress(
@@ -108,11 +122,12 @@ class GatewayKernel(KernelProcess):
         if self._is_closed:
             return
         self._is_closed = True
-        for task in self._tasks:
+        tasks = [*self._tasks, *([] if self._doubting is None else [self._doubting])]
+        for task in tasks:
             task.cancel()
         try:
             await self._inner.aclose()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self._channels is not None:
                 await self._channels.aclose()
         finally:

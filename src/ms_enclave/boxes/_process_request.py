@@ -36,6 +36,7 @@ __all__ = [
     "plan_key",
     "program_limits",
     "resolve_user",
+    "seeded",
     "station_fields",
     "station_plan",
 ]
@@ -144,6 +145,16 @@ def code_document(request: SpawnRequest, preload: list[str], seed: int | None) -
         "op": "run", "code": request.code, "args": list(request.args), "cwd": request.cwd,
         "env": dict(request.env), "preload": preload, "seed": seed,
     }  # fmt: skip
+
+
+def seeded(request: SpawnRequest, seed: int | None) -> SpawnRequest:
+    """The same for an interpreter that starts by itself, which nobody else gives its seed. What it
+    has loaded then is `random` alone. The source is compiled apart, so that its lines keep their
+    numbers, and what has to stand first in it does."""
+    if seed is None or request.code is None:
+        return request
+    source = f"compile({request.code!r}, '<string>', 'exec')"
+    return replace(request, code=f"__import__('random').seed({seed})\nexec({source})\n")
 
 
 def kernel_document(request: KernelRequest, preload: list[str]) -> dict[str, Any]:

@@ -141,7 +141,11 @@ class DockerSandbox(Sandbox):
         engine = self._engine = await engines.acquire()
         stack.push_async_callback(self._release)
         if self._left is not None:
-            await self._take_over(engine, self._left, stack)
+            try:
+                await self._take_over(engine, self._left, stack)
+            except EngineUnavailableError:
+                self._is_left = True  # it is there, as far as anybody knows: for the next owner
+                raise
             return
         self._require_keeping(engine)
         await self._sweep(engine)

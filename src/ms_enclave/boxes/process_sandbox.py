@@ -363,6 +363,7 @@ class ProcessSandbox(Sandbox):
             return await self._spawn_by_station(request)
         self._who(request.user)
         limits = requests.program_limits(request.limits or self._limits)
+        request = requests.seeded(request, self.config.seed)
         guest = await self._get_guest()
         return await guest.spawn(replace(request, user=None, limits=limits))
 

@@ -20,9 +20,9 @@ from anyio.abc import ByteStream, SocketAttribute
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-__all__ = ["GuardedSocket", "GuestSocket", "let_go"]
+__all__ = ["GuardedSocket", "GuestSocket", "HeardSocket", "let_go"]
 
 _SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16; a socket that says no gets none
 _SPACE = socket.CMSG_SPACE(253 * array.array("i").itemsize)  # SCM_MAX_FD: what one message can have
@@ -134,6 +134,21 @@ def _descriptors(attached: Sequence[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
     return list(numbers)
+
+
+class HeardSocket(GuestSocket):
+    """One whose end somebody is to hear of: `on_end`, which may take a moment."""
+
+    on_end: Callable[[], Awaitable[object]] | None = None
+
+    @override
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            return await super().receive(max_bytes)
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            if self.on_end is not None:
+                await self.on_end()
+            raise
 
 
 def let_go(numbers: list[int]) -> None:

@@ -26,6 +26,7 @@ _ASKED = {"complete": "complete", "inspect": "inspect", "is_complete": "is_compl
 _STREAMS = {"stdout": protocol.STDOUT, "stderr": protocol.STDERR}
 _PIECE = protocol.MAX_PAYLOAD
 _LOST = "ms-enclave-lost"
+_DOUBT = "doubt"
 _MOST_OF_ERROR, _MOST_LINES = 1 << 18, 1000
 """Characters and entries of a traceback that are handed on."""
 
@@ -44,6 +45,8 @@ class Translator:
         self._is_idle = False
         self._asked: dict[str, Any] | None = None
         """The header of the question that waits for an answer."""
+        self._is_doubted = False
+        """Whether the kernel was asked if it has forgotten the request."""
         self.has_begun = True
         """Whether the kernel has said that it is at the request: an interrupt before is lost."""
         self.has_greeted = False
@@ -83,11 +86,29 @@ class Translator:
         body, self._request = protocol.load_body(self._request), b""
         self._number, self._operation = number, str(body.get("op"))
         self._reply, self._is_idle, self._asked = None, False, None
+        self._is_doubted = False
         if not _is_text(body.get("code", "")):
             self._refused += _refusal(number)
             return None
         self.has_begun = False
         return self._message(f"{self._operation}_request", _content(body), str(number))
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the kernel is done with a request that it has not answered: the answer may be on
+        its way, which is another than that of the news, or an interrupt has met the kernel before
+        or after the code; then ipykernel gives none."""
+        return self._is_idle and self._reply is None and not self._is_doubted
+
+    def doubt(self) -> str | None:
+        """What to ask a kernel to know that no answer will come any more; None where that is known.
+
+        It answers on the way that its other answers take, and in their order.
+        """
+        if not self.is_in_doubt:
+            return None
+        self._is_doubted = True
+        return self._message("kernel_info_request", {}, f"{_DOUBT}{self._number}")
 
     def take_refused(self) -> bytes:
         """Frames that answer requests which no message can hold."""
@@ -139,6 +160,8 @@ class Translator:
                 return b""
             self.has_greeted = True
             return _greeting(said)
+        if name == f"{_DOUBT}{self._number}":
+            return self._take_forgotten(kind, said)
         if not (name.isascii() and name.isdigit()) or len(name) > 10:
             return b""
         if not 0 < int(name) <= protocol.MAX_CALL:
@@ -173,6 +196,15 @@ class Translator:
             return b""
         return _framed(protocol.RESULT, number, _clipped(self._reply))
 
+    def _take_forgotten(self, kind: str, content: dict[str, Any]) -> bytes:
+        """What is about a doubt. After its answer there will be none to the request itself."""
+        if kind == "status" and content.get("execution_state") == "idle":
+            self._is_doubted = False  # it, too, may have been interrupted
+        if kind != "kernel_info_reply" or not self._is_idle or self._reply is not None:
+            return b""
+        self._reply = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
+        return _failure(self._number, self._reply)
+
 
 def _is_text(code: Any) -> bool:
     try:
@@ -188,6 +220,10 @@ def _refusal(number: int) -> bytes:
         "evalue": "surrogates not allowed",
         "traceback": [],
     }
+    return _failure(number, error)
+
+
+def _failure(number: int, error: dict[str, Any]) -> bytes:
     return _event(number, "error", error) + _framed(
         protocol.RESULT, number, {"status": "error", **error}
     )

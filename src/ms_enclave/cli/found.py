@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["clean", "ps"]
 
+_Type = Annotated[
+    str | None, typer.Option("--type", metavar="TYPE", help="Only sandboxes of this type.")
+]
+
 
 def ps(
+    sandbox_type: _Type = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """List the sandboxes of this machine, whoever made them, and whether their owner still lives.
@@ -20,7 +25,7 @@ def ps(
     Of type process, other users' are shown to root only; what a dead owner has left without being
     asked to (a station that hangs, control groups) is a row, too.
     """
-    found = _find()
+    found = _find(sandbox_type)
     if json:
         from json import dumps
 
@@ -50,6 +55,7 @@ def clean(
         list[str] | None,
         typer.Argument(metavar="[ID]...", help="Only these; with --force, whoever has them."),
     ] = None,
+    sandbox_type: _Type = None,
     force: Annotated[
         bool, typer.Option("--force", help="Remove the named ones even from a living owner.")
     ] = False,
@@ -72,7 +78,7 @@ def clean(
 
     if force and not ids:
         raise typer.BadParameter("--force needs the ids of the sandboxes that it is meant for")
-    found = _find()
+    found = _find(sandbox_type)
     unknown = sorted(set(ids or []) - {one.id for one in found})
     if unknown:
         raise typer.BadParameter(f"there is no sandbox {', '.join(unknown)}")
@@ -84,7 +90,7 @@ def clean(
     chosen = [one for one in wanted if force or _may_go(one, everything=everything or bool(ids))]
     if not dry_run:
         loop.call(_remove, chosen)
-    cleared = loop.call(_clear, dry_run) if everything and not ids else []
+    cleared = loop.call(_clear, sandbox_type, dry_run) if everything and not ids else []
     for words in (*(f"{one.sandbox_type} {one.id}" for one in chosen), *cleared):
         typer.echo(f"{'would remove' if dry_run else 'removed'} {plain(words)}")
     if not chosen and not cleared:
@@ -97,17 +103,23 @@ def _may_go(one: FoundSandbox, *, everything: bool) -> bool:
     return everything or (one.owner == "gone" and not one.kept)
 
 
-def _find() -> list[FoundSandbox]:
-    """All that can be seen; what has some but does not answer is said."""
+def _find(sandbox_type: str | None) -> list[FoundSandbox]:
+    """All that can be seen of a type, or of every one; what does not answer is said."""
     from ms_enclave import loop
 
-    found, silent = loop.call(_look)
+    found, silent = loop.call(_look, sandbox_type)
     for text in silent:
         typer.echo(text, err=True)
     return found
 
 
-async def _look() -> tuple[list[FoundSandbox], list[str]]:
+def _types(sandbox_type: str | None) -> list[str]:
+    from ms_enclave.boxes.factory import SandboxFactory
+
+    return SandboxFactory.get_available_types() if sandbox_type is None else [sandbox_type]
+
+
+async def _look(sandbox_type: str | None) -> tuple[list[FoundSandbox], list[str]]:
     import anyio.to_thread
 
     from ms_enclave.boxes.factory import SandboxFactory
@@ -115,7 +127,7 @@ async def _look() -> tuple[list[FoundSandbox], list[str]]:
 
     found: list[FoundSandbox] = []
     silent: list[str] = []
-    for name in SandboxFactory.get_available_types():
+    for name in _types(sandbox_type):
         kind = await anyio.to_thread.run_sync(SandboxFactory.get_class, name)
         try:
             found += await kind.find_all()
@@ -124,21 +136,22 @@ async def _look() -> tuple[list[FoundSandbox], list[str]]:
     return found, silent
 
 
-async def _clear(dry_run: bool) -> list[str]:
+async def _clear(sandbox_type: str | None, dry_run: bool) -> list[str]:
     """Remove what is no sandbox, and kept for later ones; gives a few words for each."""
     import anyio.to_thread
 
     from ms_enclave.boxes.factory import SandboxFactory
     from ms_enclave.errors import EngineUnavailableError
 
-    cleared: list[str] = []
-    for name in SandboxFactory.get_available_types():
+    cleared: dict[str, str] = {}
+    for name in _types(sandbox_type):
         kind = await anyio.to_thread.run_sync(SandboxFactory.get_class, name)
         try:
-            cleared += [f"{name} {words}" for words in await kind.clear_cache(dry_run=dry_run)]
+            for words in await kind.clear_cache(dry_run=dry_run):
+                cleared.setdefault(words, name)  # `docker` and `docker_notebook` share theirs
         except EngineUnavailableError:  # said already
             continue
-    return cleared
+    return [f"{name} {words}" for words, name in cleared.items()]
 
 
 async def _remove(chosen: list[FoundSandbox]) -> None:

@@ -514,9 +514,7 @@ def _after_copy(seed: "Optional[int]") -> None:
     if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
         threading.main_thread()._set_native_id()
     if seed is not None:
-        import random
-
-        random.seed(seed)
+        _seed_random(seed)
     elif "random" in loaded:
         own = loaded["random"]._inst
         _random_seed(own)
@@ -530,6 +528,14 @@ def _after_copy(seed: "Optional[int]") -> None:
         loaded["ssl"].RAND_add(os.urandom(48), 48.0)
     if "uuid" in loaded:
         setattr(loaded["uuid"], "_last_timestamp", None)  # noqa: B010 - not in its type
+
+
+def _seed_random(seed: int) -> None:
+    import random
+
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        __import__("numpy.random")  # which it loads when it is asked for
 
 
 _NUMPY_KEY = 2496

@@ -194,7 +194,9 @@ class LocalSandboxManager(SandboxManager):
         try:
             await sandbox.start()
         except EnclaveError as error:  # a tool, say, that this process does not know
-            logger.warning("sandbox %s of the last owner is lost: %s", sandbox.id, error)
+            away = isinstance(error, EngineUnavailableError)
+            what = "is left to the next one" if away else "is lost"
+            logger.warning("sandbox %s of the last owner %s: %s", sandbox.id, what, error)
             self._forget(sandbox)
 
     def _keeping(self, sandbox_type: str) -> Keeping:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from anyio.to_thread import run_sync
 
 from ms_enclave.boxes import _docker_kept as kept
+from ms_enclave.manager import LocalSandboxManager
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +37,21 @@ def test_a_note_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         kept.write(str(tmp_path), NOTE)
     assert [entry.name for entry in tmp_path.iterdir()] == ["box.json"]
+
+
+async def test_an_engine_that_is_away_loses_nothing_of_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine.sock")
+    boot, _ = await run_sync(kept.now)
+    note = replace(NOTE, boot=boot, until=None)
+    folder = tmp_path / "state"
+    async with LocalSandboxManager(state_dir=str(folder)):
+        await run_sync(kept.write, str(folder / "docker"), note)
+    for _ in range(2):
+        async with LocalSandboxManager(state_dir=str(folder)) as manager:
+            assert await manager.list_sandboxes() == []
+        assert await run_sync(kept.read_all, str(folder / "docker")) == ([note], [])
 
 
 def test_what_was_left_before_the_machine_started_has_no_time() -> None:

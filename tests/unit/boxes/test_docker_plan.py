@@ -167,6 +167,13 @@ def test_a_runtime_with_a_kernel_of_its_own_is_said(runtime: str, own: str) -> N
     assert guards["seccomp"] == ("n/a" if own == "on" else "on")
 
 
+@pytest.mark.parametrize(
+    ("runtime", "most"), [(None, 32), ("runc", 32), ("kata-qemu", 32), ("runsc", 2 * 32 + 256)]
+)
+def test_a_kernel_that_is_a_program_has_threads_of_its_own(runtime: str | None, most: int) -> None:
+    assert host(runtime=runtime, pids_limit=32)["PidsLimit"] == most
+
+
 def test_what_is_kept_can_be_attached_to_again() -> None:
     assert plan().document["StdinOnce"] is True
     assert plan(on_owner_death="keep").document["StdinOnce"] is False

@@ -125,6 +125,61 @@ def test_a_cell_has_ended_when_it_is_answered_and_idle(
     assert translator.take(second) == b""
 
 
+def test_a_cell_that_an_interrupt_met_before_its_code_ends_as_interrupted(
+    begun: tuple[Translator, str],
+) -> None:
+    """What ipykernel says of one whose interrupt came between `execute_input` and the code."""
+    translator, mine = begun
+    busy, idle = ({"execution_state": state} for state in ("busy", "idle"))
+    assert translator.doubt() is None
+    for kind, content in (("status", busy), ("execute_input", {"code": "1"}), ("status", idle)):
+        assert not translator.is_in_doubt
+        assert translator.take(message(mine, kind, content)) == b""
+    assert translator.is_in_doubt
+    question = json.loads(translator.doubt() or "")
+    assert (question["header"]["msg_type"], question["channel"]) == ("kernel_info_request", "shell")
+    assert translator.doubt() is None, "it was asked"
+    doubt = question["header"]["msg_id"]
+    assert translator.take(message(doubt, "status", busy)) == b""
+    answered = message(doubt, "kernel_info_reply", {"status": "ok"})
+    event, result = frames(translator.take(answered))
+    assert (event[0], event[3]["content"]["ename"]) == (protocol.EVENT, "KeyboardInterrupt")
+    assert (result[0], result[2], result[3]["status"]) == (protocol.RESULT, 1, "error")
+    assert not translator.is_in_doubt
+    assert translator.take(answered) == b""
+    assert translator.take(message(mine, "execute_reply", {"status": "ok"})) == b""
+
+
+def test_an_answer_that_comes_after_the_news_is_the_answer(begun: tuple[Translator, str]) -> None:
+    translator, mine = begun
+    translator.take(message(mine, "status", {"execution_state": "idle"}))
+    doubt = json.loads(translator.doubt() or "")["header"]["msg_id"]
+    reply = message(mine, "execute_reply", {"status": "ok"})
+    assert frames(translator.take(reply))[0][3] == {"status": "ok"}
+    assert translator.take(message(doubt, "kernel_info_reply")) == b""
+    mine = asked(translator, 2)["header"]["msg_id"]
+    translator.take(message(mine, "status", {"execution_state": "idle"}))
+    assert translator.take(message(doubt, "kernel_info_reply")) == b"", "of another request"
+    assert translator.is_in_doubt
+
+
+def test_an_interrupted_doubt_is_asked_again(begun: tuple[Translator, str]) -> None:
+    translator, mine = begun
+    idle = {"execution_state": "idle"}
+    translator.take(message(mine, "status", idle))
+    doubt = json.loads(translator.doubt() or "")["header"]["msg_id"]
+    translator.take(message(doubt, "status", idle))
+    assert translator.is_in_doubt
+    assert translator.doubt() is not None
+
+
+def test_no_answer_to_a_doubt_ends_what_is_running(begun: tuple[Translator, str]) -> None:
+    translator, _ = begun
+    doubt = f"{translator.session}_doubt1"
+    assert translator.take(message(doubt, "kernel_info_reply")) == b""
+    assert not translator.is_in_doubt
+
+
 def test_a_question_is_answered_on_its_own_channel(begun: tuple[Translator, str]) -> None:
     translator, mine = begun
     assert not translator.has_begun

@@ -106,8 +106,10 @@ def _bound_errors():
             evalue = _Clipped(text[:_MOST_OF_ERROR])
         return show(self, etype, evalue, _fitting_lines(stb))
 
-    async def execute_fitting(self, *arguments, **options):
-        reply = await execute(self, *arguments, **options)
+    async def execute_fitting(self, code, silent, *arguments, **options):
+        if silent:  # nothing else tells that it can be interrupted from now on
+            self.send_response(self.iopub_socket, "ms_enclave_begun", {})
+        reply = await execute(self, code, silent, *arguments, **options)
         if "evalue" in reply:
             reply["evalue"] = reply["evalue"][:_MOST_OF_ERROR]
             reply["traceback"] = _fitting_lines(reply.get("traceback") or [])
@@ -165,11 +167,24 @@ def _end_forks():
     os.register_at_fork(after_in_child=in_child)
 
 
+def _seed_first_cell(shell, seed):
+    """Have random numbers start at the seed when the first cell does: before that some are drawn,
+    and not always as many."""
+
+    def begin():
+        shell.events.unregister("pre_execute", begin)
+        random.seed(seed)
+        if "numpy" in sys.modules:  # which loads this when it is asked for
+            importlib.import_module("numpy.random").seed(seed % 2**32)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(seed)
+
+    shell.events.register("pre_execute", begin)
+
+
 def main():
     connection_file, facts = sys.argv[1], json.loads(sys.argv[2])
     sys.path[0] = ""  # where this file is has nothing for cells
-    if facts["seed"] is not None:
-        random.seed(facts["seed"])
     _preload(facts["preload"])
     import zmq
     from ipykernel.kernelapp import IPKernelApp
@@ -188,7 +203,14 @@ def main():
         def log_connection_info(self):
             """Nobody reads how to connect to it."""
 
+        def start(self):
+            if facts["seed"] is not None:
+                _seed_first_cell(self.shell, facts["seed"])
+            super().start()
+
     sys.argv = ["ipykernel", "-f", connection_file, "--log-level=ERROR"]
+    # Every answer to who it is would hold a tip that is drawn with the cells' random numbers.
+    sys.argv.append("--InteractiveShell.enable_tip=False")
     App.launch_instance()
 
 
