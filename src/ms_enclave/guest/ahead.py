@@ -1,7 +1,7 @@
-"""Programs whose processes are there before anybody asks for them.
+"""Programs whose supervisors are there before anybody asks for them.
 
-Two forks stand between a request and its program, and both copy an interpreter. Where nothing else
-runs they are made in advance: what waits then needs no more than to be told what to become.
+A fork that copies an interpreter stands between a request and its program. Where nothing else runs
+it is made in advance: what waits then needs no more than to be told what to start.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["Starter"]
 
 
 class Starter:
-    """Starts programs, and owns the processes of the next one.
+    """Starts programs, and owns what waits for the next one.
 
-    They are made when the last program that ran has ended, so that they take no room from what
-    runs: as a part of a limited number of processes, or of a fork that is refused for it.
+    It is made when the last program that ran has ended, so that it takes no room from what runs: as
+    a part of a limited number of processes, or of a fork that is refused for it.
     """
 
     def __init__(self, loop: Loop, ahead: bool) -> None:
@@ -58,7 +58,7 @@ class Starter:
         return child
 
     def _prepare(self) -> Steps[None]:
-        yield 0  # what is to be said of the one that has ended goes first
+        yield from ()  # it begins only when what is to be said of the one that has ended was sent
         if not self._ahead or self._running or self._next is not None:
             return
         waiting = self._next = execution.wait()

@@ -52,7 +52,7 @@ _INHERITED = (int(signal.SIGCHLD), int(signal.SIGINT), int(signal.SIGTERM))
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
-_RECORD = struct.Struct("!qqdd")
+_RECORD = struct.Struct("!qqdd?")
 _LENGTH = struct.Struct("!I")
 _CODE_IN_ARGV = 1 << 16  # one argument may have 128 KiB
 _CODE_FROM_DESCRIPTOR = (
@@ -64,6 +64,10 @@ _RLIMITS = {
     "nofile": resource.RLIMIT_NOFILE,
     "data": resource.RLIMIT_DATA,
 }
+_WOULD_HINDER = frozenset({"cpu", "data"})
+"""Limits that a supervisor cannot have, too."""
+_OWN_FILES = 64
+"""Descriptors that it has room for."""
 _MOST_SIGNALS = 4096
 """That wait, timers included."""
 _MOST_QUEUED = 256 << 10
@@ -130,7 +134,7 @@ class Child:
         self.reported = False
         """All that the supervisor has to say was read."""
         self.gone = False
-        """The supervisor has ended, and so has everything below it."""
+        """Everything below the supervisor has ended, and so has that, or is about to."""
 
     def read_report(self) -> None:
         """Take what the supervisor has said so far."""
@@ -146,8 +150,9 @@ class Child:
             elif self.pid == 0:
                 self.pid = _RECORD.unpack(record)[0]
             else:
-                status, peak, user, system = _RECORD.unpack(record)
+                status, peak, user, system, is_last = _RECORD.unpack(record)
                 self.exit = (status, user, system, peak)
+                self.gone = self.gone or is_last
 
     def close_one(self, name: str) -> None:
         descriptor = getattr(self, name)
@@ -188,9 +193,9 @@ def start(program: Program, stdin: bool) -> Child:
 
 
 class Waiting:
-    """Both processes of a program that nobody has asked for yet, and our ends of its pipes.
+    """The supervisor of a program that nobody has asked for yet, and our ends of its pipes.
 
-    Its owner has it `become` a program, once, or closes it: then they end by themselves.
+    Its owner has it `become` that of a program, once, or closes it: then it ends by itself.
     """
 
     def __init__(self, child: Child, orders: int) -> None:
@@ -199,7 +204,7 @@ class Waiting:
         self.supervisor = child.supervisor
 
     def become(self, program: Program, stdin: bool) -> Child | None:
-        """Have it be a program; None where it no longer can, or the program is too long to tell
+        """Have it start a program; None where it no longer can, or the program is too long to tell
         without waiting. Then it is to be closed."""
         what: Any = (
             list(program.argv), program.env, program.cwd, program.user, program.limits,
@@ -216,10 +221,8 @@ class Waiting:
             return None
         self._close_orders()
         child = self._child
-        child.read_report()
-        for pid in {self.supervisor, child.pid} - {0}:  # any program may have stopped them
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(OSError):
+            os.kill(self.supervisor, signal.SIGCONT)  # any program may have stopped it
         if not stdin:
             child.close_one("stdin")
         return child
@@ -236,12 +239,12 @@ class Waiting:
 
 
 def can_wait(program: Program) -> bool:
-    """Whether what waits can become this program: not one with a terminal or a channel."""
+    """Whether what waits can start this program: not one with a terminal or a channel."""
     return program.pty is None and program.kernel is None
 
 
 def wait() -> Waiting:
-    """Fork what can be told later what to become. Fails only where a fork or a pipe does."""
+    """Fork what can be told later what to start. Fails only where a fork or a pipe does."""
     become_subreaper()
     opened: list[int] = []
     try:
@@ -265,7 +268,7 @@ def wait() -> Waiting:
 def _channel(streams: list[int], opened: list[int]) -> tuple[list[int], int]:
     """The descriptors of a kernel from 0 on, and our end of what it says: it reads nothing from 0,
     but from 3 what others have there, and says what it says on 4."""
-    nothing = _remember(opened, (os.open(os.devnull, os.O_RDONLY),))[0]
+    nothing = _remember(opened, (_open_nothing(),))[0]
     said = _remember(opened, os.pipe2(os.O_CLOEXEC))
     return [nothing, *streams[1:], streams[0], said[1]], said[0]
 
@@ -280,10 +283,20 @@ def _pipes(stdin: bool, opened: list[int]) -> tuple[list[int], list[int]]:
     if stdin:
         inputs = _remember(opened, os.pipe2(os.O_CLOEXEC))
     else:
-        inputs = (_remember(opened, (os.open(os.devnull, os.O_RDONLY),))[0], -1)
+        inputs = (_remember(opened, (_open_nothing(),))[0], -1)
     out = _remember(opened, os.pipe2(os.O_CLOEXEC))
     err = _remember(opened, os.pipe2(os.O_CLOEXEC))
     return [inputs[0], out[1], err[1]], [inputs[1], out[0], err[0]]
+
+
+def _open_nothing() -> int:
+    """A descriptor that nothing is read from, also where a program has removed the device."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.close(writing)
+        return reading
 
 
 def _terminal(size: tuple[int, int] | None, opened: list[int]) -> Sequence[int]:
@@ -354,18 +367,58 @@ def _supervise(program: Program | None, report: int, streams: list[int], termina
     try:
         os.setsid()  # signals to the program's group are not for us
         become_subreaper()
-        pid = os.fork()
+        pid = 0
+        if program is None:
+            program, streams, report = _wait_for_orders(report, streams)
+            pid = _spawn(program)
         if pid == 0:
-            _become(program, streams, terminal)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(nothing, number)
-        os.dup2(report, 3)
-        close_from(4)
-        os.write(3, _RECORD.pack(pid, 0, 0, 0))
+            pid = os.fork()
+            if pid == 0:
+                _become(program, streams, terminal)
+        try:
+            for number in (0, 1, 2, 3):
+                os.dup2(report, number)  # nobody reads or writes the first three
+            close_from(4)
+            with contextlib.suppress(OSError):
+                os.chdir("/")
+            os.write(3, _RECORD.pack(pid, 0, 0, 0, False))
+        except BaseException:  # noqa: BLE001 - or it would run on without anybody
+            os.kill(pid, signal.SIGKILL)
         _collect(pid, 3)
     finally:
         os._exit(0)
+
+
+def _wait_for_orders(report: int, streams: list[int]) -> tuple[Program, list[int], int]:
+    """What to start, once the guest says so; from then on nothing of the guest's is open here but
+    what the program gets and the report, and the streams are where the program has them."""
+    _place_streams([*streams, report])
+    orders, report = 3, 4
+    for descriptor in (orders, report):
+        os.set_inheritable(descriptor, False)
+    program = _ordered(orders)
+    return program, [0, 1, 2], report
+
+
+def _spawn(program: Program) -> int:
+    """Start a program without a copy of this process, which becomes as the program is to be; 0
+    where that cannot be done, or failed: whoever tries again finds out what to say of it."""
+    if program.user is not None or not program.limits.keys().isdisjoint(_WOULD_HINDER):
+        return 0
+    if program.limits.get("nofile", _OWN_FILES) < _OWN_FILES:
+        return 0
+    ignored = [n for n in range(1, _signal.NSIG) if _signal.getsignal(n) == _signal.SIG_IGN]
+    os.umask(0o022)
+    try:
+        argv = _source_argv(program) if program.code is not None else list(program.argv)
+        _set_limits(program)
+        os.chdir(program.cwd)
+        path = next(filter(os.path.exists, _candidates(argv[0], program.env)))
+        return os.posix_spawn(
+            path, argv, program.env, setsid=True, setsigmask=(), setsigdef=ignored
+        )
+    except (OSError, ValueError, StopIteration, NotImplementedError):
+        return 0
 
 
 def _collect(pid: int, report: int) -> None:
@@ -376,16 +429,26 @@ def _collect(pid: int, report: int) -> None:
             return
         if ended == pid:
             peak = usage.ru_maxrss * 1024
+            figures = (status, peak, usage.ru_utime, usage.ru_stime)
             # Whether anybody listens or not, what is left has to be collected.
             with contextlib.suppress(OSError):
-                os.write(report, _RECORD.pack(status, peak, usage.ru_utime, usage.ru_stime))
+                os.write(report, _RECORD.pack(*figures, _is_alone()))
+
+
+def _is_alone() -> bool:
+    """Whether nothing is below this process any more; what has ended is collected."""
+    try:
+        while os.wait4(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 # --- in the program ---
 
 
-def _become(program: Program | None, streams: list[int], terminal: int) -> NoReturn:
-    """Be a program, or wait at the last of the streams for what to be."""
+def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
     try:
         os.setsid()
         if terminal >= 0:
@@ -393,8 +456,6 @@ def _become(program: Program | None, streams: list[int], terminal: int) -> NoRet
 
             fcntl.ioctl(terminal, _TIOCSCTTY, 0)
         _place_streams(streams)
-        if program is None:
-            program = _ordered(len(streams) - 1)
         argv = _source_argv(program) if program.code is not None else list(program.argv)
         os.umask(0o022)
         status = _enter(program)
@@ -411,7 +472,7 @@ def _become(program: Program | None, streams: list[int], terminal: int) -> NoRet
 
 
 def _ordered(orders: int) -> Program:
-    """What the guest says to become; it ends here where the guest has changed its mind."""
+    """What the guest says to start; it ends here where the guest has changed its mind."""
     size = _read_all(orders, _LENGTH.size)
     order = _read_all(orders, _LENGTH.unpack(size)[0])
     os.close(orders)
@@ -419,7 +480,7 @@ def _ordered(orders: int) -> Program:
     program = Program(argv, env, cwd, user, limits)
     program.code = code
     if not stdin:
-        nothing = os.open(os.devnull, os.O_RDONLY)
+        nothing = _open_nothing()
         os.dup2(nothing, 0)
         os.close(nothing)
     return program
@@ -504,8 +565,7 @@ def _anonymous_file(content: bytes) -> int:
     return descriptor
 
 
-def _enter(program: Program) -> int | None:
-    """Limits, identity and folder; an exit status where one of them cannot be had."""
+def _set_limits(program: Program) -> None:
     for name, value in program.limits.items():
         _limit(_RLIMITS[name], value)
     _limit(resource.RLIMIT_CORE, 1)  # not 0: a core pattern that is a pipe ignores 0
@@ -515,6 +575,11 @@ def _enter(program: Program) -> int | None:
         _limit(resource.RLIMIT_SIGPENDING, _MOST_SIGNALS)
     with contextlib.suppress(ValueError):
         _limit(resource.RLIMIT_MSGQUEUE, _MOST_QUEUED)
+
+
+def _enter(program: Program) -> int | None:
+    """Limits, identity and folder; an exit status where one of them cannot be had."""
+    _set_limits(program)
     try:
         if program.user is not None:
             _change_user(program.user)

@@ -37,8 +37,10 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
     call.loop.own_child(child.supervisor, lambda status, _usage: _on_gone(call, status))
     relay = _Relay(call, child)
     try:
-        while not relay.ended:
+        while True:
             pause = relay.step()
+            if relay.ended:  # the end of the call goes with that of the program
+                break
             yield pause
     except Cancelled:
         child.read_report()
@@ -136,7 +138,7 @@ class _Relay:
             return 0
         if child.exit is not None and not self._said_exit and self._makes_room():
             self._say_exit()
-        return None if not self.ended else 0
+        return None
 
     def _makes_room(self) -> bool:
         """Whether its end may be told. Where it ran into the limit of processes, what it leaves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -309,3 +310,23 @@ def _attack(pieces: list[bytes]) -> None:
             pass
         guest.child.wait(10)
         assert guest.child.returncode in (0, None)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["nothing", "something"])
+def test_a_call_ends_with_its_program_or_with_what_that_left_running(leaves: bool) -> None:
+    """In one piece: a host that heard of the program's end first would give the call up."""
+    line = "sleep 1000 >/dev/null 2>&1 & echo $!" if leaves else "(exit 0 & wait); exit 3"
+    with raw_guest() as guest:
+        guest.send(HELLO)
+        env = {"PATH": os.defpath}
+        guest.request(1, op="spawn", argv=["sh", "-c", line], env=env, limits={}, cwd=".")
+        printed, said = b"", {}
+        while "exit" not in said:
+            kind, _, _, payload = guest.next() or pytest.fail("the guest hung up")
+            printed += payload if kind == protocol.DATA else b""
+            said = protocol.load_body(payload) if kind == protocol.EVENT else said
+        assert said["exit"] == (0 if leaves else 3)
+        assert [frame[0] for frame in guest.frames] == ([] if leaves else [protocol.RESULT])
+        if leaves:
+            os.kill(int(printed), signal.SIGKILL)
+            assert guest.end_of(1)[0] == protocol.RESULT
