@@ -77,7 +77,8 @@ def test_it_has_one_id_and_no_group_and_says_so(home: Path) -> None:
     off = {name for name, state in guards.items() if state == "off"}
     assert off >= {"own_ids"}
     assert off <= {
-        "own_ids", "cgroup_memory", "cgroup_pids", "cgroup_cpu", "cgroup_kill", "zygote"
+        "own_ids", "cgroup_memory", "cgroup_pids", "cgroup_cpu", "cgroup_kill", "lock_limit",
+        "zygote",
     }  # fmt: skip
     assert shown == ["1000", "1000", "0", "1"]
 

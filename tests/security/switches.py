@@ -164,8 +164,8 @@ SWITCHES = (
     Switch(
         "cold: bounding set",
         "spawner/cold.py",
-        "            calls.prctl(24, capability)\n",
-        "            pass\n",
+        "    calls.drop_bounding_set()\n",
+        "",
         (_POSTURE, _TASKS),
     ),
     Switch(

@@ -75,11 +75,13 @@ class AttackSuite(ABC):
 
 ONE_ID = {} if os.geteuid() == 0 else {"ids": "own_ids"}
 """Whose user has the number 0 one namespace further out, which is all that can be seen inside."""
+LOCKS = {"locks": "lock_limit"}
+"""Nobody counts those of ranges but a kernel of the sandbox's own."""
 
 
 @pytest.mark.namespaces
 class TestProcess(AttackSuite):
-    bounded: ClassVar[Mapping[str, str]] = ONE_ID
+    bounded: ClassVar[Mapping[str, str]] = {**ONE_ID, **LOCKS}
 
     def create(self, limits: Mapping[str, Any]) -> Sandbox:
         from ms_enclave.boxes.process_sandbox import ProcessSandbox
@@ -101,7 +103,7 @@ class TestNoGroups(TestProcess):
 
 @pytest.mark.namespaces
 class TestLandlock(AttackSuite):
-    bounded: ClassVar[Mapping[str, str]] = {"namespaces": "pid_namespace"}
+    bounded: ClassVar[Mapping[str, str]] = {"namespaces": "pid_namespace", **LOCKS}
 
     def create(self, limits: Mapping[str, Any]) -> Sandbox:
         return LandlockSandbox(dict(limits))
@@ -144,6 +146,7 @@ class TestDocker(AttackSuite):
         "the_machine": "masked_proc",
         "the_file_system": "read_only_root",
         "storing": "read_only_root",
+        **LOCKS,
     }
 
     def create(self, limits: Mapping[str, Any]) -> Sandbox:
@@ -158,6 +161,7 @@ class TestDockerStrict(TestDocker):
     bounded: ClassVar[Mapping[str, str]] = {
         "first_process": "hidden_guest",
         "namespaces": "user_namespace",
+        **LOCKS,
     }
 
 

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from ms_enclave.errors import CapabilityError, IsolationUnavailableError
@@ -330,7 +331,10 @@ while True:
 async def test_what_is_killed_while_it_is_made_has_ended_and_nothing_failed() -> None:
     async with LandlockSandbox() as box:
         killer = await box.start_command(["python3", "-c", KILL_THE_NEWEST])
-        ends = [(await box.execute_command("echo alive", timeout=20)).exit_code for _ in range(30)]
+        ends: list[int | None] = []
+        # As many as it takes: how often the killer's turn comes in time is the machine's to say.
+        while len(ends) < 30 or (128 + signal.SIGKILL not in ends and len(ends) < 600):
+            ends.append((await box.execute_command("echo alive", timeout=20)).exit_code)
         assert set(ends) <= {0, 128 + signal.SIGKILL}
         assert 128 + signal.SIGKILL in ends, "nothing was ever killed"
         await killer.kill()
@@ -607,3 +611,34 @@ async def test_a_keeper_that_is_killed_takes_its_sandbox_along() -> None:
         os.kill(keeper, signal.SIGKILL)
         assert wait_until_gone(marker) == []
         assert (await neighbour.execute_command("echo alive")).stdout == "alive\n"
+
+
+def children_of(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def end(pids: set[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_door_that_is_killed_before_it_stands_is_made_again() -> None:
+    """Who kills a run one by one may do that before he knows of it. How often it is killed in time
+    is the machine's to say."""
+    async with LandlockSandbox() as box:
+        marker = f"beside-{os.getpid()}"
+        command = await box.start_command(["bash", "-c", f"exec -a {marker} sleep 600"])
+        daemon = wait_for_processes(marker)[0]
+        with open(f"/proc/{daemon}/stat") as file:
+            keeper = int(file.read().rpartition(")")[2].split()[1])
+        for _ in range(30):
+            before = set(children_of(keeper))
+            end(before - {daemon})
+            with anyio.fail_after(20):
+                while not (fresh := set(children_of(keeper)) - before):
+                    await anyio.sleep(0)
+            end(fresh)
+            assert (await box.execute_command("echo alive")).stdout == "alive\n"
+        await command.kill()

@@ -75,7 +75,10 @@ class Watch:
     kept in `trouble`, and the call goes on.
     """
 
-    def __init__(self, listener: int, decide: Callable[[Call], int]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], listener: int, decide: Callable[[Call], int]
+    ) -> None:
+        self._process = process
         self._listener = listener
         self._decide = decide
         self._names = {number: name for name, number in NUMBERS.items()}
@@ -119,6 +122,10 @@ class Watch:
         except OSError:
             return  # whoever asked was interrupted, and will ask again, or is dead
 
+    def wait(self, seconds: float) -> int:
+        """Wait for the end of the program; gives its exit code."""
+        return self._process.wait(seconds)
+
     def close(self) -> None:
         """Stop watching. What still runs under it has its calls refused: end it before."""
         os.write(self._stop_write, b"x")
@@ -151,7 +158,7 @@ def start_watched(
         process.wait()
         raise
     assert process.stdin is not None
-    watch = Watch(listener, decide)
+    watch = Watch(process, listener, decide)
     process.stdin.write(b"x")
     return process, watch
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import selectors
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.faults import KILL, NUMBERS, Call, start_watched
 from tests.support.parts import descendants_of, wait_until_dead
+from tests.support.traced_calls import start_traced
 from tests.support.walls import walls_of
 
 if TYPE_CHECKING:
@@ -41,7 +43,10 @@ try:
     os.getpgid(%d)
 except OSError:
     pass
-print('done')
+try:
+    os.listdir('/sys/kernel')
+except OSError:
+    print('done')  # what no sandbox sees: rules of Landlock cannot be read from outside
 ''' % int(sys.argv[1])
 CONFIG = json.loads(sys.argv[2])
 
@@ -100,6 +105,8 @@ _ERRORS = {
 }
 _ERROR_OF = {name: number for number, names in _ERRORS.items() for name in names.split()}
 
+_TRUSTED = frozenset({"launcher", "station", "landlock_launcher"})
+
 _NOT_ITS_OWN: dict[str, tuple[int | None, int]] = {
     "write": (0, 1), "sendto": (2, 1), "recvfrom": (2, 4096), "read": (None, 0),
 }  # fmt: skip
@@ -148,9 +155,16 @@ class Round:
 
 
 class Faulty:
-    """The manager's process, under watch. `use` has it make, use and delete one sandbox."""
+    """The manager's process, under watch. `use` has it make, use and delete one sandbox.
 
-    def __init__(self, config: dict[str, Any] | None = None, *, before: str = "") -> None:
+    Args:
+        before: Python code that its program begins with.
+        traced: whether it is watched by a tracer, and not by a listener of its filter.
+    """
+
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, before: str = "", traced: bool = False
+    ) -> None:
         program = before + PROGRAM
         words = [sys.executable, "-c", program, str(_MARK), json.dumps(config or {})]
         self._lock = threading.Lock()
@@ -163,7 +177,8 @@ class Faulty:
         self.sequence: list[tuple[int, str]] = []
         """Pid and name of each call of the last use."""
 
-        self.process, self.watch = start_watched(words, _watched(), self._decide)
+        start = start_traced if traced else start_watched
+        self.process, self.watch = start(words, _watched(), self._decide)
 
     def use(self, how: str, at: int | None = None, *, kill: bool = False) -> Round:
         """Use a sandbox, of the manager that is there (`warm`) or of a new one (`cold`), with the
@@ -237,7 +252,7 @@ class Faulty:
         """Whether a process that holds a user's program makes it, and not our code in that."""
         if call.pid in self._trusted:
             return False
-        if _who(call.pid) in ("launcher", "station") or self._is_a_thread_of_its(call.pid):
+        if _who(call.pid) in _TRUSTED or self._is_a_thread_of_its(call.pid):
             self._trusted.add(call.pid)
             return False
         try:
@@ -274,15 +289,19 @@ class Faulty:
 
     def _excess(self, before: dict[str, int]) -> list[str]:
         after = self.parts()
-        stations = after["station"]
+        stations = after.get("station", 0)
         most = {
+            "landlock_launcher": before.get("landlock_launcher", 0) * 2,
+            "descriptors of landlock_launcher": before.get("descriptors of landlock_launcher", 0)
+            * 2
+            + 20,
             "launcher": stations,
-            "descriptors of launcher": before["descriptors of launcher"] * stations,
+            "descriptors of launcher": before.get("descriptors of launcher", 0) * stations,
             "descriptors of python": before["descriptors of python"] + 4,
-            "descriptors of station": (before["descriptors of station"] + 20) * stations,
-            "mounts of the station": before["mounts of the station"] * stations,
-            "made": (before["made"] + 4) * stations,
-            "boot": (before["boot"] + 2) * stations,
+            "descriptors of station": (before.get("descriptors of station", 0) + 20) * stations,
+            "mounts of the station": before.get("mounts of the station", 0) * stations,
+            "made": (before.get("made", 0) + 4) * stations,
+            "boot": (before.get("boot", 0) + 2) * stations,
             "station": 3,
         }
         return [
@@ -296,15 +315,16 @@ class Faulty:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            return self.process.wait(_SECONDS)
+            return self.watch.wait(_SECONDS)
         finally:
             self._end()
 
     def _end(self) -> None:
         """Whatever runs under the watch ends before it: nobody else would answer its calls."""
         family = descendants_of(self.process.pid)
-        self.process.kill()
-        self.process.wait()
+        if self.process.returncode is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.watch.wait(_SECONDS)
         wait_until_dead(family, 5)
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None

@@ -24,6 +24,7 @@ _LIMITS = (
     "memory.memsw.limit_in_bytes", "cpu.cfs_quota_us", "cpu.cfs_period_us",
 )  # fmt: skip
 _PF_EXITING = 0x4
+_DRAWN = re.compile(r"[0-9a-z]{8}")
 _SPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
 
@@ -42,7 +43,8 @@ def walls_of(pid: int) -> dict[str, Any]:
         "ids of its own": outside >= 100_000 and count == 65536,
         "spaces": [kind for kind in _SPACES if os.readlink(root / "ns" / kind) != own[kind]],
         "depth": len(status["NSpid"].split()),
-        "mounts": _mounts(root),
+        # Without a namespace of its own they are the machine's, and change with that.
+        "mounts": _mounts(root) if os.readlink(root / "ns/mnt") != own["mnt"] else [],
         "limits": _limits(root),
         "descriptors": sorted(_plain(os.readlink(entry)) for entry in (root / "fd").iterdir()),
         "groups": _groups(root),
@@ -82,7 +84,7 @@ def _groups(root: Path) -> list[str]:
         if not top or "ms-enclave" not in path:
             continue
         parts = path[path.index("ms-enclave") :].split("/")
-        found.append(f"{names} {_plain('/'.join(parts[1:]))}")
+        found.append(f"{names} {_plain('/'.join(map(_nameless, parts[1:])))}")
         while len(parts) > 1:
             folder = Path(top + path[: path.index("ms-enclave")] + "/".join(parts))
             for name in _LIMITS:
@@ -110,6 +112,11 @@ def _combinations(options: str) -> list[str]:
     """The kernel lists `cpu,cpuacct` of a mount among other options."""
     words = [word for word in options.split(",") if word not in ("rw", "xattr", "nosuid")]
     return [",".join(words), *words]
+
+
+def _nameless(part: str) -> str:
+    """A group of a sandbox has a name of eight letters that were drawn."""
+    return "box" if _DRAWN.fullmatch(part) and part != "carriers" else part
 
 
 def _plain(text: str) -> str:

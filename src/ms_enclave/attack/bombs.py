@@ -35,6 +35,7 @@ def _endless(name: str, tries: str, number: int = 45) -> Case:
 
 BOMBS = (
     _bomb(36, "fork_bomb", "fork without end", "process_limit", pids_limit=24),
+    _bomb(36, "vfork_storm", "start without end what never begins", "process_limit", pids_limit=24),
     _bomb(37, "thread_storm", "start threads without end", "process_limit", pids_limit=24),
     _bomb(38, "heap", "take memory of its own", "oom"),
     _bomb(38, "mapping", "take memory that is shared", "oom"),
@@ -47,10 +48,12 @@ BOMBS = (
     _bomb(39, "storing", "fill the disk", "disk_limit"),
     _bomb(40, "names", "have more files than there may be", "disk_limit"),
     _bomb(41, "descriptors", "open without end"),
+    _bomb(41, "locks", "lock without end"),
     _bomb(42, "output_flood", "print without end", "truncated"),
     _bomb(44, "spin", "use every processor", cpu_limit=0.25),
     _endless("signals_ignored", "outlive its time and ignore every signal"),
     _endless("busy", "outlive its time and be busy"),
+    _endless("unbegun", "outlive its time and wait for a program that never begins"),
     _endless("stopped", "outlive its time and be stopped"),
     _endless("tree", "outlive its time as a tree of processes"),
     _endless("daemons", "outlive its time as daemons that are never the same for long", 46),

@@ -443,6 +443,7 @@ def _guards(
         "own_ids": active(config.hardening == "strict"),
         "disk_limit": active(own_folder),
         "file_limit": active(own_folder and not dialect.plain_memory),
+        "lock_limit": "off",
         "no_network": active(host["NetworkMode"] == "none"),
     }  # fmt: skip
 
@@ -453,6 +454,7 @@ def isolation_report(plan: Plan, runtime: str, kernel: str) -> IsolationReport:
     if _OWN_KERNEL.search(runtime):
         # Its kernel answers the programs, and passes no filter on to the machine's for them.
         guards |= {"own_kernel": "on", "seccomp": "n/a", "own_seccomp": "n/a"}
+        guards["lock_limit"] = guards["cgroup_memory"]  # they are in that kernel's memory
     return IsolationReport(
         tier="container", guards=guards, kernel=kernel, versions={"runtime": runtime}
     )

@@ -194,6 +194,7 @@ def _report(controllers: Sequence[str], version: str) -> IsolationReport:
         "cgroup_memory": active("memory"),
         "cgroup_pids": active("pids"),
         "cgroup_cpu": active("cpu"),
+        "lock_limit": active("memory"),  # they are in its own kernel's memory
         "cgroup_namespace": "n/a",
         "cgroup_kill": "n/a",
         "own_ids": "off",

@@ -250,6 +250,7 @@ def isolation_report(
         "cgroup_kill": active(facts["kills_by_group"]),
         "layers": active(layered),
         "no_network": active(not network),
+        "lock_limit": "off",
         "zygote": active(facts["traced"]),
         "landlock": "n/a",
     }
@@ -289,6 +290,7 @@ def landlock_report(facts: Mapping[str, Any]) -> IsolationReport:
         "cgroup_pids": active("pids" in controllers),
         "cgroup_cpu": active("cpu" in controllers),
         "cgroup_kill": active(facts["kills_by_group"]),
+        "lock_limit": "off",
         "layers": "n/a",
         "zygote": "off",
     }

@@ -7,6 +7,7 @@ linux/sched.h and linux/prctl.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -47,6 +48,7 @@ __all__ = [
     "close_range",
     "come_back",
     "drop_all_capabilities",
+    "drop_bounding_set",
     "end_at_once",
     "make_filesystem",
     "mount",
@@ -200,6 +202,17 @@ def capabilities() -> int:
 
 NO_CAPABILITIES = (struct.pack("=Ii", 0x20080522, 0), bytes(24))
 """The arguments of `capset` that empty the permitted, effective and inheritable sets."""
+
+
+def drop_bounding_set() -> None:
+    """Have no program that this process becomes get a capability back. Takes CAP_SETPCAP."""
+    for capability in range(64):
+        try:
+            prctl(24, capability)  # CAPBSET_DROP
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return  # the kernel knows no more of them
 
 
 def drop_all_capabilities() -> None:

@@ -8,6 +8,7 @@ descriptor 3. See `blob.S` for the calls and their order.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -334,7 +335,9 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> No
     tracer.load_state(kernel, carrier.state)
     tracer.detach(kernel)
     if away:
-        os.sched_setaffinity(kernel, birth.processors)
+        # It runs by now: a refusal cannot be one of the whole any more, and leaves it with less.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(kernel, birth.processors)
 
 
 @functools.cache

@@ -29,6 +29,7 @@ __all__ = [
     "Hierarchy",
     "Station",
     "discover",
+    "end_left",
     "enter",
     "own_hierarchies",
     "prepare",
@@ -50,6 +51,7 @@ _VERSION_2 = ("memory", "pids", "cpu")
 _ROUNDS = 10
 _MOST_SPARE = 64
 _RESIDUE = 1 << 20  # bytes that the kernel may keep charged to an empty group
+_OUR_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth controller
 
 
@@ -173,6 +175,29 @@ def sweep(found: list[Hierarchy]) -> bool:
     return clean
 
 
+def end_left(found: list[Hierarchy], name: str) -> bool:
+    """Kill whoever is in the groups called `name` and remove them; False while somebody is there.
+
+    For whoever made the station, when its launcher is dead: the lock of these groups, which the
+    station holds to its end, does not say that they are somebody else's.
+    """
+    clean = True
+    for hierarchy in found:
+        path = f"{hierarchy.path}/{name}"
+        try:
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue  # there is none, or it is gone
+        try:
+            _kill_all(held)
+            remove(path)
+        except OSError:
+            clean = False
+        finally:
+            os.close(held)
+    return clean
+
+
 def left_in(hierarchy: Hierarchy) -> list[str]:
     """Groups of stations that are dead, and of launchers that are just being made. Only looks."""
     try:
@@ -239,28 +264,59 @@ def _below(point: str, root: str, group: str) -> str:
     return point if inside in ("", ".") or inside.startswith("..") else f"{point}/{inside}"
 
 
+_RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO})
+"""What says nothing of whether a group may be had."""
+
+
 def prepare(found: list[Hierarchy], name: str, owner: int | None) -> list[Hierarchy]:
-    """Make a group called `name` in each hierarchy where that works, for uid `owner` to use."""
+    """Make a group called `name` in each hierarchy where that works, for uid `owner` to use.
+
+    Raises OSError, with nothing left, where one is ours to use and cannot be made ready.
+    """
     ready: list[Hierarchy] = []
-    for hierarchy in found:
-        path = f"{hierarchy.path}/{name}"
-        try:
-            controllers = hierarchy.controllers
-            if hierarchy.version == 2:
-                controllers = _enable_if_ours(hierarchy.path)
-            os.mkdir(path)
-        except OSError:
-            continue  # not ours to use: the attestation says which guards there are
+    try:
+        for hierarchy in found:
+            made = _prepare_one(hierarchy, name, owner)
+            if made is not None:
+                ready.append(made)
+    except BaseException:
+        for made in ready:
+            os.close(made.descriptor)
+            remove(made.path)
+        raise
+    return ready
+
+
+def _prepare_one(hierarchy: Hierarchy, name: str, owner: int | None) -> Hierarchy | None:
+    """The same in one; None where that is not ours to use: the attestation says which guards there
+    are."""
+    path = f"{hierarchy.path}/{name}"
+    try:
+        controllers = hierarchy.controllers
+        if hierarchy.version == 2:
+            controllers = _enable_if_ours(hierarchy.path)
+        os.mkdir(path)
+    except OSError as error:
+        if error.errno in _RAN_OUT:
+            raise
+        return None
+    opened = -1
+    try:
         opened = _lock_group(path)
         if hierarchy.version == 2:
             os.mkdir(f"{path}/station")
         if owner is not None:
             _give(path, owner)
-        made = Hierarchy(hierarchy.version, list(controllers), path, opened)
-        leaf = f"{hierarchy.path}/{CALLERS}"
-        made.home = leaf if os.path.isdir(leaf) else hierarchy.home
-        ready.append(made)
-    return ready
+    except BaseException:
+        if opened >= 0:
+            os.close(opened)
+        with contextlib.suppress(OSError):  # a sweeper was here first, or will be
+            remove(path)
+        raise
+    made = Hierarchy(hierarchy.version, list(controllers), path, opened)
+    leaf = f"{hierarchy.path}/{CALLERS}"
+    made.home = leaf if os.path.isdir(leaf) else hierarchy.home
+    return made
 
 
 def _lock_group(path: str) -> int:
@@ -273,11 +329,16 @@ def _lock_group(path: str) -> int:
             opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(opened).st_ino:
-                return opened
-        os.close(opened)
+        is_there = False
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                is_there = os.stat(path).st_ino == os.fstat(opened).st_ino
+        finally:
+            if not is_there:
+                os.close(opened)
+        if is_there:
+            return opened
 
 
 def enter(group: Hierarchy) -> None:
@@ -382,6 +443,9 @@ def _give(path: str, owner: int) -> None:
 
 def remove(path: str) -> None:
     """Remove a group and those below it. Raises OSError while a process is in one of them."""
+    with contextlib.suppress(OSError):  # if none is, that takes no descriptor
+        os.rmdir(path)
+        return
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -482,8 +546,15 @@ class Group:
         self._made = 0
         self.lent = False
         self.limits: tuple[int | None, int | None, float | None] = (None, None, None)
-        for hierarchy in station.hierarchies:
-            os.mkdir(name, dir_fd=hierarchy.descriptor)
+        made: list[Hierarchy] = []
+        try:
+            for hierarchy in station.hierarchies:
+                os.mkdir(name, dir_fd=hierarchy.descriptor)
+                made.append(hierarchy)
+        except BaseException:
+            for hierarchy in made:
+                os.rmdir(name, dir_fd=hierarchy.descriptor)
+            raise
 
     def child(
         self, memory: int | None = None, pids: int | None = None, cpu: float | None = None
@@ -518,13 +589,19 @@ class Group:
         """Make it as a new one is, with the group of one run below; False where that cannot be."""
         if len(self._children) > 1 or not self._renew_own():
             return False
-        if not all(child._reset() for child in self._children):
+        try:
+            if not all(child._reset() for child in self._children):
+                return False
+        except OSError:
             return False
         self._spare = list(self._children)
         return True
 
     def _renew_own(self) -> bool:
-        return self._is_blank() and self._reset()
+        try:
+            return self._is_blank() and self._reset()
+        except OSError:
+            return False  # no descriptor is to be had, say: a new one is made where it is needed
 
     def _is_blank(self) -> bool:
         """Whether nobody is in it or below it, and next to nothing is charged to them."""
@@ -711,15 +788,15 @@ class Group:
         return None
 
     def kill(self) -> bool:
-        """SIGKILL everything in it at once; False where the kernel cannot.
+        """SIGKILL everything in it at once; False where the kernel cannot. Raises OSError where
+        that is not known, since we could not so much as try.
 
         Linux also kills whatever is ever born into it afterwards by `entrance`: it compares how
         often a group was killed with that of the group of who makes the process.
         """
         self._killed = True
-        return self.station.killing is not None and self._try(
-            self.station.killing, "cgroup.kill", "1"
-        )
+        killing = self.station.killing
+        return killing is not None and self._try(killing, "cgroup.kill", "1")
 
     def empty(self) -> bool:
         """True if no process is left in it, as far as it can kill at all."""
@@ -789,10 +866,13 @@ class Group:
             self._done(opened)
 
     def _try(self, hierarchy: Hierarchy, file: str, text: str) -> bool:
-        """Write where the kernel has the file and the group may."""
+        """Write where the kernel has the file and the group may. Raises OSError where that is not
+        known, since we could not so much as try."""
         try:
             self._write(hierarchy, file, text)
-        except OSError:
+        except OSError as error:
+            if error.errno in _OUR_WANT:
+                raise
             return False
         return True
 

@@ -36,6 +36,7 @@ __all__ = ["StationClient", "StationProcess"]
 
 _START_SECONDS = 20.0
 _END_SECONDS = 10.0
+_CLEAN_UP_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 _PACKET = 1 << 17
 _MOST_NOTE = 1 << 24
@@ -60,6 +61,7 @@ class StationClient:
         self.launcher = (0, 0)
         """Pid and start time of its first process."""
         self._notes = -1
+        self._instance = ""
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._processes: dict[int, StationProcess] = {}
@@ -105,6 +107,7 @@ class StationClient:
         with contextlib.suppress(OSError):  # it has ended: that will be said
             self.launcher = (pid, identity(pid)["start"])
         self._notes = launched.notes
+        self._instance = launched.instance
         self._socket = launched.control
         return launched.control
 
@@ -123,7 +126,7 @@ class StationClient:
             launcher.kill()
             await anyio.to_thread.run_sync(launcher.wait)
         if launcher.returncode:
-            await anyio.to_thread.run_sync(_clean_up_after_a_dead_launcher)
+            await anyio.to_thread.run_sync(_clean_up_after_a_dead_launcher, self._instance)
         self._forget(launcher)
 
     async def leave(self) -> None:
@@ -164,6 +167,7 @@ class StationClient:
         self._boxes.clear()
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(SandboxStartError(f"{text}: {self._last_words()}"))
+            self._ready.exception()  # retrieved: whoever gave up its start waits for it no more
 
     def _last_words(self) -> str:
         length = os.fstat(self._notes).st_size
@@ -468,12 +472,19 @@ class StationClient:
             await process.abandon()
 
 
-def _clean_up_after_a_dead_launcher() -> None:
-    """What the launcher would have removed when its station was gone."""
+def _clean_up_after_a_dead_launcher(instance: str) -> None:
+    """End what the launcher would have waited for, and remove what it would have removed.
+
+    The station may be there still, killed but not ended, or stopped: it holds the lock that keeps
+    everybody else's hands off its groups.
+    """
     from ms_enclave.spawner import cgroups  # needs Linux, and hardly ever
 
-    deadline = time.monotonic() + 2
-    while not cgroups.sweep(cgroups.own_hierarchies()) and time.monotonic() < deadline:
+    found = cgroups.own_hierarchies()
+    deadline = time.monotonic() + _CLEAN_UP_SECONDS
+    while not cgroups.end_left(found, f"{cgroups.PREFIX}{instance}"):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.005)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["hear", "only", "spawn"]
+__all__ = ["ToldError", "hear", "only", "set_limit", "spawn"]
 
 _PATIENCE = 10.0
 _LOOK = 0.05
@@ -86,8 +86,13 @@ def spawn(
     return pid
 
 
+class ToldError(OSError):
+    """What a new process failed with, in its own words: it has ended for that, and for nothing that
+    anybody did to it."""
+
+
 def hear(ours: socket.socket, pid: int = 0) -> int:
-    """A number that the child `pid` tells, 0 for its end; raises what it failed with, or
+    """A number that the child `pid` tells, 0 for its end. Raises ToldError, or
     tracer.InterferedError.
 
     One that is in the slot can be stopped by whoever else is there, and must not stop the station.
@@ -102,7 +107,7 @@ def hear(ours: socket.socket, pid: int = 0) -> int:
     if message[:1] != b"!":
         return int(message or b"0")
     step, number = message[1:].decode().split("|")
-    raise OSError(int(number), f"{step}: {os.strerror(int(number))}")
+    raise ToldError(int(number), f"{step}: {os.strerror(int(number))}")
 
 
 def _enter(
@@ -136,7 +141,7 @@ def _enter(
         step = "set limits"
         os.sched_setaffinity(0, processors)
         for kind, pair in limits.items():
-            resource.setrlimit(kind, carrier.within(pair, resource.getrlimit(kind)[1]))
+            set_limit(kind, pair)
         step = "give up capabilities"
         _give_up(user)
         step = "seccomp"
@@ -149,6 +154,15 @@ def _enter(
         os.write(told, f"!{step}|{error.errno}".encode())
     finally:
         os._exit(125)
+
+
+def set_limit(kind: int, pair: tuple[int, int]) -> None:
+    """Set a limit of this process, within what it may have. Raises OSError, also where Python calls
+    a refusal of the kernel a wrong value."""
+    try:
+        resource.setrlimit(kind, carrier.within(pair, resource.getrlimit(kind)[1]))
+    except ValueError as error:
+        raise PermissionError(errno.EPERM, f"limit {kind} to {pair}: {error}") from None
 
 
 def only(channel: int, go: int, told: int) -> tuple[int, int]:
@@ -168,11 +182,7 @@ def only(channel: int, go: int, told: int) -> tuple[int, int]:
 
 def _give_up(user: User) -> None:
     calls.prctl(28, _SECUREBITS)
-    for capability in range(64):
-        try:
-            calls.prctl(24, capability)
-        except OSError:
-            break
+    calls.drop_bounding_set()
     if user[0]:
         os.setgroups([])
         os.setresuid(0, 0, 0)

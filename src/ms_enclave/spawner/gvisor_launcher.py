@@ -41,10 +41,7 @@ _PDEATHSIG = 1
 
 
 def main(control: int, plan_file: int) -> None:
-    os.umask(0o022)
-    launcher.be_ordinary()
-    with open(plan_file, "rb") as file:
-        plan: GvisorPlan = json.load(file)
+    plan: GvisorPlan = launcher.begin(plan_file)
     peer = socket.socket(fileno=control)
     _, (channel, *_), _, _ = socket.recv_fds(peer, 1, 1)
     groups: list[cgroups.Hierarchy] = []

@@ -14,14 +14,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import time
 
 from . import _calls as calls
-from . import broker, carrier, cold, folders, landlock, survey
+from . import broker, cold, folders, landlock, survey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["Place", "clean", "keep", "take_user"]
 
 _PACKET = 1 << 16
+_SETPCAP = 1 << 8
 _PAUSE = 0.002
 _SHARED_MEMORY = "/dev/shm"
 _LEAST_PAUSE = 0.05  # s between two looks at what is stored, while that changes
 _MOST_PAUSE = 1.0  # the same, while it does not
+_MOST_DOORS = 3  # doors in a row that may not stand
+_MOST_BLIND = 20  # looks in a row that may fail: no limit is held meanwhile
 _MOST_FILES = 1 << 20
 _SHARE = 20  # a look may take one part in so many of the time
 
@@ -85,9 +87,11 @@ def keep(place: Place, station: int, line: int, orders: int) -> NoReturn:
         keeper = _Keeper(place, station, line, orders, scope)
         try:
             keeper.run()
+            status = 0
+        except OSError as error:
+            keeper.hang_up(error)
         finally:
             keeper.end()  # whatever it ends for: nobody else knows who is in the sandbox
-        status = 0
     except BaseException as error:  # noqa: BLE001 - its only report
         os.write(line, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
     finally:
@@ -105,11 +109,8 @@ def _leave_the_rest(place: Place, *wanted: int) -> None:
 def take_user(user: User | None) -> None:
     """Become a user, if one is given, and give up for good whatever this process could do more."""
     if user is not None:
-        for capability in range(64):
-            try:
-                calls.prctl(24, capability)  # CAPBSET_DROP
-            except OSError:
-                break
+        if calls.capabilities() & _SETPCAP:
+            calls.drop_bounding_set()
         os.setgroups([])
         os.setresgid(user[1], user[1], user[1])
         os.setresuid(user[0], user[0], user[0])
@@ -131,6 +132,7 @@ class _Keeper:
         self.pause = _LEAST_PAUSE
         self.look_at = time.monotonic()
         self.seen = (0, 0)
+        self.blind = 0
         self.at_once = place.own_user or _is_out_of_reach(station)
         self.brokers: dict[int, broker.Broker] = {}
         self.poll = select.poll()
@@ -168,22 +170,37 @@ class _Keeper:
         except (BrokenPipeError, ConnectionResetError):
             return  # the station is gone, which the loop will hear of
 
+    def hang_up(self, error: OSError) -> None:
+        """Say why, and no more: what the programs are going to end with is not their own doing."""
+        self.say(failed=f"{type(error).__name__}: {error}")
+        self.line.shutdown(socket.SHUT_RDWR)
+
     def open_door(self) -> None:
-        """Make a door. Raises OSError if it does not get so far."""
+        """Make a door. Raises OSError if it does not get so far: more than once, for who kills a
+        run process by process may take it for one of those before we have said that it is none."""
+        for _ in range(_MOST_DOORS):
+            if self.make_door():
+                return
+        raise OSError(errno.EPERM, "the door did not get behind its walls")
+
+    def make_door(self) -> bool:
+        """The same once; False where it was killed, or failed, before it stood."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.door = os.fork()
         if self.door == 0:
             ours.close()
             _stand_at_the_door(self, theirs)
+        self.say(door=self.door)
         theirs.close()
         with ours:
             ready, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
         if not ready:
-            raise OSError(errno.EPERM, "the door did not get behind its walls")
+            return False
         for listener in descriptors:
             self.brokers[listener] = broker.Broker(listener, self.place.writable)
             self.poll.register(listener, select.POLLIN)
-        self.say(door=self.door)
+        self.say(stands=True)
+        return True
 
     def serve(self, listener: int, event: int) -> None:
         """Do what a program may not do itself; forget a listener when its last program is gone."""
@@ -220,7 +237,15 @@ class _Keeper:
         begun = time.monotonic()
         if begun < self.look_at:
             return
-        seen = self.stored()
+        try:
+            seen = self.stored()
+        except OSError:  # no descriptor is to be had, say
+            self.blind += 1
+            if self.blind > _MOST_BLIND:
+                raise
+            self.look_at = begun + _LEAST_PAUSE
+            return
+        self.blind = 0
         self.pause = min(2 * self.pause, _MOST_PAUSE) if seen == self.seen else _LEAST_PAUSE
         if seen != self.seen:
             self.say(bytes=seen[0], files=seen[1])
@@ -333,8 +358,7 @@ def _become(
         os.sched_setaffinity(0, processors)
         limits: dict[str, tuple[int, int]] = request["rlimits"]  # pyright: ignore[reportAssignmentType]
         for kind, (soft, hard) in limits.items():
-            most = resource.getrlimit(int(kind))[1]
-            resource.setrlimit(int(kind), carrier.within((soft, hard), most))
+            cold.set_limit(int(kind), (soft, hard))
         step = "landlock"
         landlock.restrict_self(place.rules)
         step = "descriptors"

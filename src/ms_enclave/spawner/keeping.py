@@ -128,10 +128,11 @@ class Survivor:
     Stands in for the `Popen` of one that this process has started itself.
     """
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
+    def __init__(self, connection: socket.socket, pid: int, instance: str) -> None:
         """Raises OSError: it has just ended."""
         self.connection = connection
         self.pid = pid
+        self.instance = instance
         self.returncode = 0
         self._held = os.pidfd_open(pid)
 
@@ -209,7 +210,7 @@ def _connect(path: str, instance: str) -> Survivor | None:
         peer = peer_of(connection)
         if peer.user == os.geteuid():
             connection.setblocking(False)
-            return Survivor(connection, peer.pid)
+            return Survivor(connection, peer.pid, instance)
     except OSError:
         pass  # nobody listens
     finally:

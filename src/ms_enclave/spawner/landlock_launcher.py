@@ -41,10 +41,7 @@ _LOOK = 0.02
 
 
 def main(control: int, plan_file: int) -> None:
-    os.umask(0o022)
-    launcher.be_ordinary()
-    with open(plan_file, "rb") as file:
-        plan: LandlockPlan = json.load(file)
+    plan: LandlockPlan = launcher.begin(plan_file)
     peer = socket.socket(fileno=control)
     groups: list[cgroups.Hierarchy] = []
     scratch, listener = "", None

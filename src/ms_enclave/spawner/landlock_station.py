@@ -7,6 +7,7 @@ interpreter of its own that goes behind its walls before it executes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -148,6 +149,9 @@ class LandlockStation(station.Station):
         self.ends = select.epoll()
         self.yards: dict[int, Yard] = {}  # by the descriptor of its line
         self.cleaners: dict[int, Yard] = {}
+        self.haunted: dict[station.Box, None] = {}
+        """Those whose keeper is gone, and whose processes perhaps are not."""
+
         self.users: set[int] = set()
         self.made = 0
         self.program = bytes.fromhex(plan["filter"])
@@ -295,13 +299,15 @@ class LandlockStation(station.Station):
     def await_door(self, yard: Yard, far_line: socket.socket) -> None:
         """The keeper stands, and says so. Raises OSError with what it failed with."""
         far_line.close()
-        while yard.door == 0:
+        stands = False
+        while not stands:
             if not select.select([yard.line], [], [], _OPEN_SECONDS)[0]:
                 raise OSError(errno.ETIMEDOUT, "a sandbox's keeper did not start")
             row = json.loads(yard.line.recv(_PACKET) or b'{"failed": "it ended"}')
             if "failed" in row:
                 raise OSError(errno.EPERM, f"a sandbox's keeper: {row['failed']}")
-            yard.door = row.get("door", 0)  # who of its children has ended says it, too
+            yard.door = row.get("door", yard.door)  # who of its children has ended says it, too
+            stands = "stands" in row
 
     def take_user(self) -> User:
         """A user of the host that no other sandbox is; ourselves where we cannot become another.
@@ -349,12 +355,16 @@ class LandlockStation(station.Station):
         self.hear(yard)
         yard.line.shutdown(socket.SHUT_WR)
 
+    def servants_of(self, box: station.Box) -> set[int]:
+        return {self.yard_of(box).door}
+
     def yard_of(self, box: station.Box) -> Yard:
         yard: Any = box.slot
         return yard
 
     def closed(self, box: station.Box) -> None:
-        """Its keeper is reaped; one that was killed has left the rest to us."""
+        """Its keeper is reaped; one that was killed has left the rest to us, now or as soon as that
+        can be done."""
         yard = self.yard_of(box)
         self.hear(yard)
         self.deafen(yard)
@@ -362,9 +372,22 @@ class LandlockStation(station.Station):
             self.by_pid.pop(process.pid, None)
             usage: struct_rusage = _Usage()  # pyright: ignore[reportAssignmentType]
             self.ended(process, signal.SIGKILL, usage)
-        self.kill_strangers()
+        try:
+            self.kill_strangers()
+        except OSError:  # no descriptor is to be had, say: it is gone when they are
+            self.haunted[box] = None
+            return
         self.forget_yard(yard)
         super().closed(box)
+
+    def patience(self) -> float | None:
+        return _LOOK * 1000 if self.haunted else super().patience()
+
+    def look_after(self) -> None:
+        haunted, self.haunted = self.haunted, {}
+        for box in haunted:
+            self.closed(box)
+        super().look_after()
 
     def kill_strangers(self) -> None:
         """Kill those of our children that are nobody's: what descends from a killed keeper."""
@@ -392,7 +415,10 @@ class LandlockStation(station.Station):
             self.clean(yard)
 
     def clean(self, yard: Yard) -> None:
-        pid = calls.clone(0)
+        try:
+            pid = calls.clone(0)
+        except OSError:
+            return  # the launcher removes what is left
         if pid == 0:
             try:
                 keeper.take_user(yard.user if self.own_user else None)
@@ -509,10 +535,12 @@ class _Doors(zygote.Zygotes):
             os.write(go_write, b"g")
             cold.hear(ours, pid)  # nothing, from an exec that closed its end
         except BaseException as error:
-            if pid and (not survey.is_alive(pid) or survey.is_killed(pid)):
+            told = isinstance(error, cold.ToldError)
+            if pid and not told and (not survey.is_alive(pid) or survey.is_killed(pid)):
                 raise tracer.InterferedError(signal.SIGKILL) from error
             if handle >= 0:
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
             raise
         finally:
             ours.close()

@@ -37,6 +37,8 @@ class Launched:
     process: subprocess.Popen[bytes] | Survivor
     notes: int
     """A file in memory with what it says on its standard error."""
+    instance: str
+    """The name that its station has among all stations."""
 
 
 _ahead: dict[str, Launched] = {}
@@ -90,7 +92,7 @@ def launch(plan: Mapping[str, Any]) -> Launched:
         os.close(document)
     ours.setblocking(False)
     _open_sockets.add(ours)
-    return Launched(ours, process, notes)
+    return Launched(ours, process, notes, whole["instance"])
 
 
 def _for_others(plan: Mapping[str, Any]) -> list[str]:
@@ -103,7 +105,7 @@ def _for_others(plan: Mapping[str, Any]) -> list[str]:
 def take_over(connection: socket.socket, process: Survivor) -> Launched:
     """A launcher that somebody else has started, as if it were ours."""
     _open_sockets.add(connection)
-    return Launched(connection, process, os.memfd_create("notes"))
+    return Launched(connection, process, os.memfd_create("notes"), process.instance)
 
 
 def launch_ahead(key: str, plan: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from ms_enclave.spawner import alone, cgroups, root
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import NoReturn, ParamSpec, TypeVar
+    from typing import Any, NoReturn, ParamSpec, TypeVar
 
     from ms_enclave.spawner._shapes import LauncherPlan, Plan, StationPlan, Trees
     from ms_enclave.spawner.helpers import Helpers
@@ -44,7 +44,7 @@ __all__ = [
     "Desk",
     "StartError",
     "announce",
-    "be_ordinary",
+    "begin",
     "choose_ids",
     "id_maps",
     "main",
@@ -68,11 +68,16 @@ class StartError(Exception):
         self.row = {"event": "failed", "step": step, "errno": number, "text": text}
 
 
-def main(control: int, plan_file: int) -> None:
+def begin(plan_file: int) -> Any:
+    """What every launcher does first; gives its plan."""
     os.umask(0o022)  # what is made for the sandbox's user must not depend on the caller's
     be_ordinary()
     with open(plan_file, "rb") as file:
-        plan: LauncherPlan = json.load(file)
+        return json.load(file)
+
+
+def main(control: int, plan_file: int) -> None:
+    plan: LauncherPlan = begin(plan_file)
     peer = socket.socket(fileno=control)
     first, lock, listener = -1, -1, None
     try:

@@ -10,6 +10,7 @@ had, `Forks` makes each init a copy of the station itself, and the same steps ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -248,7 +249,7 @@ class Seed:
         registers.rax = calls.number("clone")
         registers.rdi = flags
         registers.rsi = registers.rdx = registers.r10 = registers.r8 = 0
-        result, made = tracer.run_page(pid, self._page, registers, _PATIENCE)
+        result, made = tracer.run_page(pid, self._page, registers)
         if result < 0 or made is None:
             raise OSError(-result, f"clone: {os.strerror(-result)}")
         return made
@@ -257,7 +258,7 @@ class Seed:
         """Have a copy make steps that it has at `first`. Raises steps.StepError."""
         registers = self._registers(ENTRY_SCRIPT)
         registers.r14, registers.r15 = self._data, first
-        result, _ = tracer.run_page(pid, self._page, registers, _PATIENCE)
+        result, _ = tracer.run_page(pid, self._page, registers)
         if result != KERNEL_DONE:
             step = (int(tracer.registers(pid).r15) - first) // series.STEP_BYTES
             raise series.StepError(steps[step].title, -result)
@@ -292,7 +293,10 @@ class Seed:
 
     def take_back(self, home: Home) -> None:
         """Keep a home for the next slot if nobody can tell it from a new one, else end it."""
-        if len(self._spare) < _MOST_SPARE and home.is_untouched():
+        same = False
+        with contextlib.suppress(OSError):  # no descriptor is to be had to look, say
+            same = len(self._spare) < _MOST_SPARE and home.is_untouched()
+        if same:
             self._spare.append(home)
         else:
             home.end()

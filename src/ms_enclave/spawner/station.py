@@ -13,6 +13,7 @@ that the answer repeats. Events: `ready`, `exit`, `lost`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -78,6 +79,8 @@ _DESCRIPTORS = 8
 _TICK = 0.003  # s between looks at something that is ending
 _WATCH = 0.02  # s between looks at something that is limited by being watched
 _MOST_LOOKS = 12  # processes that are looked at in a row
+_MOST_BLIND = 100  # looks at one in a row that may fail: not every limit is held meanwhile
+_MOST_MISSED = 1000  # the same of one that is to end: it outlives its time meanwhile
 _LATELY = 0.008  # s for which the kernel lets processes join control groups without waiting
 _REST = 0.004  # s without a request after which making something ahead holds up nobody
 _IDLE = 0.02  # s without a request after which something is made ahead
@@ -138,6 +141,8 @@ class Process:
         self.processors: set[int] | None = None  # the only ones it may use
         self.stays = request["kind"] in ("guest", "kernel")  # it mostly waits: nobody's run
         self.look_again = 0.0  # when it is next to be looked at, if it is
+        self.blind = 0  # looks in a row that have failed
+        self.missed = 0  # the same since it is to end
         self.disk = request["disk"]
         self.inodes = request["inodes"]
         self.largest_file = request["rlimits"][str(_FSIZE)][0]
@@ -151,6 +156,8 @@ class Process:
         self.cpu_each: dict[tuple[int, int], float] = {}  # s, of whom was seen last
         self.cpu_gone = 0.0  # s, of whom was seen before
         self.crowded = False  # seen with as many processes as it may have
+        self.struck = False  # the kernel was told to kill its group
+        self.killed: survey.Members = {}  # one by one, and maybe still about to end
         self.kill_requests: list[int] = []
         self.last_words: ExitRow | None = None
 
@@ -667,7 +674,6 @@ class Station:
     def closed(self, box: Box) -> None:
         """The init is reaped, so every process of the sandbox is gone."""
         del self.boxes[box.name]
-        del self.by_init[box.slot.init]
         self.free(box.slot)
         for process in box.processes.values():
             self.pass_over(process)
@@ -734,9 +740,12 @@ class Station:
                 single=box.room is not None,
             )  # fmt: skip
         except BaseException as error:
-            starved = group.oom_kills() > 0
+            starved = False
+            with contextlib.suppress(OSError):
+                starved = group.oom_kills() > 0
             self.let_go_of_run(box, group)
-            self.bound_store(box)
+            with contextlib.suppress(OSError):
+                self.bound_store(box)
             if getattr(error, "errno", None) == errno.EAGAIN:
                 return {"ok": {"pid": 0, "refused": "process_limit"}}
             if not survey.is_alive(box.slot.init):
@@ -804,28 +813,63 @@ class Station:
     def end_run(self, process: Process, question: int) -> None:
         """Begin to kill a run; the question is answered when it is gone."""
         process.kill_requests.append(question)
-        self.ending[process] = None
         self.kill_run(process, None)
 
     def kill_run(self, process: Process, cause: str | None) -> None:
+        """Kill a run, now or as soon as that can be done: until it is gone it is tried again."""
         if cause is not None and process.cause is None:
             process.cause = cause
-        if not process.group.kill():
-            survey.kill_descendants(
-                process.box.slot, process.pid, process.before, self.others(process)
-            )
+        if process.number in self.processes:
+            self.ending[process] = None
+        with contextlib.suppress(OSError):  # no descriptor is to be had, say
+            self.strike(process)
+
+    def strike(self, process: Process) -> None:
+        """Kill whoever is there of a run. Raises OSError, and then somebody may be missed."""
+        process.struck = process.group.kill()
+        if not process.struck:
+            self.kill_one_by_one(process)
+
+    def kill_one_by_one(self, process: Process) -> None:
+        """Kill whoever is seen of a run, and remember whom."""
+        process.killed |= survey.kill_descendants(
+            process.box.slot, process.pid, process.before, self.others(process)
+        )
 
     def others(self, process: Process) -> set[int]:
         """Main processes in the same sandbox that are not this one's business."""
         return {other.pid for other in process.box.processes.values() if other is not process}
 
     def gone(self, process: Process) -> bool:
+        """Whether nobody is left of a run that is being killed. Raises OSError where that cannot be
+        seen."""
         if self.groups.killing is not None:
+            if not process.struck:
+                self.strike(process)
             return process.ended and process.group.empty()
-        left = survey.kill_descendants(
-            process.box.slot, process.pid, process.before, self.others(process)
-        )
-        return process.ended and not left
+        process.killed = survey.not_ended(process.killed)
+        self.kill_one_by_one(process)
+        left = 0
+        if process.before is not None:
+            known = {*process.before, *self.others(process), *self.servants_of(process.box)}
+            left = survey.kill_children(process.box.slot.init, known)
+        return process.ended and not process.killed and not left
+
+    def is_seen_gone(self, process: Process) -> bool:
+        """The same; False, for a while, where that cannot be seen."""
+        try:
+            gone = self.gone(process)
+        except OSError:  # no descriptor is to be had, say
+            process.missed += 1
+            if process.missed > _MOST_MISSED:
+                raise
+            return False
+        process.missed = 0
+        return gone
+
+    def servants_of(self, _box: Box) -> set[int]:
+        """Processes in a sandbox that are ours, beside its init."""
+        return set()
 
     # --- what ends ------------------------------------------------------------------------------
 
@@ -842,7 +886,7 @@ class Station:
             if pid in self.by_pid:
                 self.ended(self.by_pid.pop(pid), status, usage)
             elif pid in self.by_init:
-                self.closed(self.by_init[pid])
+                self.closed(self.by_init.pop(pid))
             elif pid in self.unused:
                 self.rooms.ended(pid)
                 self.spare = [place for place in self.spare if place.init != pid]
@@ -858,13 +902,19 @@ class Station:
             self.zygotes.ended(pid)
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
+        """It is reaped. What cannot be seen of it, for want of a descriptor, say, is not told."""
         process.ended = True
         self.pass_over(process)
-        figures = process.group.figures()
-        left = None if self.groups.complete else self.look_at(process)
-        cause = process.cause or self.limit_hit(process, status, usage, figures)
-        if cause is None and self.went_with_its_box(process, status):
-            cause = "infra"
+        figures, left = cgroups.Figures(), None
+        with contextlib.suppress(OSError):
+            figures = process.group.figures()
+        with contextlib.suppress(OSError):
+            left = None if self.groups.complete else self.look_at(process)
+        cause = process.cause
+        with contextlib.suppress(OSError):
+            cause = cause or self.limit_hit(process, status, usage, figures)
+            if cause is None and self.went_with_its_box(process, status):
+                cause = "infra"
         known = usage.ru_utime + usage.ru_stime + (0.0 if left is None else left.cpu)
         cpu = max(known, process.cpu_seen) if figures.cpu is None else figures.cpu
         cpu_user, cpu_system = _split(usage, cpu)
@@ -879,8 +929,6 @@ class Station:
             # It ran into a limit: what it left behind holds what the next one needs.
             self.kill_run(process, cause)
             process.last_words = row
-            if process.number in self.processes:
-                self.ending[process] = None
             return
         if figures.refused_forks or process.crowded:
             self.kill_run(process, None)  # it ended well, but leaves no room for the next
@@ -935,7 +983,8 @@ class Station:
         if process.box.once:
             self.leave(process)
         else:
-            self.bound_store(process.box)
+            with contextlib.suppress(OSError):  # the next run asks again for what it may store
+                self.bound_store(process.box)
             process.group.put_away()  # one with daemons in it goes when the sandbox does
 
     def attend_to(self, process: Process) -> None:
@@ -961,7 +1010,7 @@ class Station:
     def look_after(self) -> None:
         now = time.monotonic()
         for process in list(self.ending):
-            if self.gone(process):
+            if self.is_seen_gone(process):
                 self.tell_end(process)
                 self.forget(process)
         due = self.due(now)
@@ -1033,7 +1082,13 @@ class Station:
             process.look_again = now + _WATCH
             del self.watching[process]
             self.watching[process] = None
-            self.watch(process, crowd)
+            try:
+                self.watch(process, crowd)
+                process.blind = 0
+            except OSError:  # no descriptor is to be had, say
+                process.blind += 1
+                if process.blind > _MOST_BLIND:
+                    raise
 
     def watch(self, process: Process, crowd: survey.Crowd) -> None:
         if self.groups.kills_one_by_one and process.group.oom_kills():

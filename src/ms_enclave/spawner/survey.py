@@ -10,7 +10,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Protocol
 
     Members = dict[int, list[bytes]]
@@ -35,7 +35,9 @@ __all__ = [
     "is_filtered",
     "is_killed",
     "is_stopped",
+    "kill_children",
     "kill_descendants",
+    "not_ended",
     "pin",
     "standing",
     "stop_and_kill",
@@ -46,6 +48,7 @@ __all__ = [
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ROUNDS = 50
+_MOST_CHILDREN = 1 << 16  # bytes of their numbers
 _EXITING = 0x4  # PF_EXITING among the flags in /proc/PID/stat
 
 
@@ -274,13 +277,13 @@ def _share(pid: int, resident: int) -> int:
 
 def kill_descendants(
     place: Place, main: int, before: Mapping[int, int] | None, others: set[int]
-) -> int:
-    """Kill a run with all that descends from it; returns how many were there."""
+) -> Members:
+    """Kill a run with all that descends from it; returns who was there."""
     return stop_and_kill(lambda: _of_run(place.members(), main, before, others))
 
 
-def stop_and_kill(look: Callable[[], Members]) -> int:
-    """Kill whoever `look` finds, until it finds nobody new; returns how many were there."""
+def stop_and_kill(look: Callable[[], Members]) -> Members:
+    """Kill whoever `look` finds, until it finds nobody new; returns who was there."""
     stopped: Members = {}
     for _ in range(_ROUNDS):
         fresh = {pid: fields for pid, fields in look().items() if pid not in stopped}
@@ -291,7 +294,45 @@ def stop_and_kill(look: Callable[[], Members]) -> int:
         stopped |= fresh
     for pid, fields in stopped.items():
         _signal(pid, fields, signal.SIGKILL)
-    return len(stopped)
+    return stopped
+
+
+def kill_children(parent: int, but: Collection[int]) -> int:
+    """Kill the children of a process, but some; returns how many there were, the dead included.
+
+    Who forks and ends again and again has gone whenever a look at everybody comes to him, on a busy
+    machine each time. His parent's children are seen in one moment.
+    """
+    try:
+        with open(f"/proc/{parent}/task/{parent}/children", "rb", buffering=0) as file:
+            found = {int(word) for word in file.read(_MOST_CHILDREN).split()}.difference(but)
+    except OSError:
+        return 0  # it has ended, or this kernel does not tell
+    for pid in found:
+        try:
+            held = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            now = _stat(pid)
+            if now is not None and int(now[1]) == parent:  # not another that has its number by now
+                signal.pidfd_send_signal(held, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(held)
+    return len(found)
+
+
+def not_ended(members: Members) -> Members:
+    """Those who are there still. One that is killed may be a while yet, and be no child of anybody
+    who was seen: in a look at all it need not be found."""
+    found: Members = {}
+    for pid, fields in members.items():
+        now = _stat(pid)
+        if now is not None and now[19] == fields[19] and now[0] not in (b"Z", b"X"):
+            found[pid] = fields
+    return found
 
 
 def _signal(pid: int, seen: list[bytes], number: int) -> None:

@@ -40,6 +40,9 @@ __all__ = [
 WALL = 0x40000000
 _BRIEFLY = 0.005  # s
 STOP_SECONDS = 0.5  # a process that does not stop within this is not going to
+# What runs nothing but our own code is waited for as long as the kernel holds it up: while a
+# thousand network namespaces end, one more is begun after seconds.
+PATIENCE = 10.0
 
 _EXIT_KILL = 0x100000
 _OPTIONS = 0x100000 | 0x1 | 0x2 | 0x4 | 0x8 | 0x80  # EXITKILL SYSGOOD FORK VFORK CLONE SECCOMP
@@ -236,21 +239,23 @@ def _interference(pid: int, error: BaseException) -> InterferedError | None:
     return None
 
 
-def seize(pid: int, options: int = _OPTIONS) -> None:
-    """Attach to `pid`, stop it, and arrange that it dies with the station."""
+def seize(pid: int, options: int = _OPTIONS, seconds: float = STOP_SECONDS) -> None:
+    """Attach to `pid`, stop it within `seconds`, and arrange that it dies with the station."""
     _ptrace(_SEIZE, pid, None, options)
     _ptrace(_INTERRUPT, pid)
-    wait_for_stop(pid)
+    wait_for_stop(pid, seconds)
 
 
-def seize_parked(pid: int, seconds: float = STOP_SECONDS, *, trusted: bool = True) -> State:
+def seize_parked(pid: int, *, trusted: bool = True) -> State:
     """Attach to a process that is about to wait in a system call, and stop it there.
 
     One that is not trusted is only looked at: with the options of a carrier its filter would let
-    the calls through that wait for a tracer's word, and its new threads would be ours to reap.
-    Raises TraceError if it does not come to wait within `seconds`.
+    the calls through that wait for a tracer's word, and its new threads would be ours to reap; and
+    it gets STOP_SECONDS only, where one that is trusted gets PATIENCE.
+    Raises TraceError if it does not come to wait in time.
     """
-    seize(pid, _OPTIONS if trusted else _EXIT_KILL)
+    seconds = PATIENCE if trusted else STOP_SECONDS
+    seize(pid, _OPTIONS if trusted else _EXIT_KILL, seconds)
     deadline = monotonic() + seconds
     while True:
         state = save_state(pid)
@@ -261,7 +266,7 @@ def seize_parked(pid: int, seconds: float = STOP_SECONDS, *, trusted: bool = Tru
         _ptrace(_CONT, pid)
         _next_signal(0.0002)
         _ptrace(_INTERRUPT, pid)
-        wait_for_stop(pid)
+        wait_for_stop(pid, seconds)
 
 
 def detach(pid: int) -> None:
@@ -342,33 +347,38 @@ def system_call(
     for name, value in zip(_ARGUMENTS, order, strict=True):
         setattr(registers, name, value)
     _ptrace(_SETREGS, pid, None, ctypes.byref(registers))
-    _resume_to_syscall_stop(pid)
+    _resume_to_syscall_stop(pid, STOP_SECONDS)
     info = _SyscallInfo()
     _ptrace(_GET_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.byref(info))
     seen = (info.op, info.arch, info.nr, *info.args)
     if seen != (_ENTRY, _X86_64, number, *order):
         raise TraceError(f"{pid} was ordered call {number}{tuple(order)} and went for {seen[2:]}")
-    made = _resume_to_syscall_stop(pid)
+    made = _resume_to_syscall_stop(pid, PATIENCE)  # it is in the kernel and executes nothing else
     _ptrace(_GETREGS, pid, None, ctypes.byref(registers))
     return _signed(registers.rax), made
 
 
-def _resume_to_syscall_stop(pid: int) -> int | None:
+def _resume_to_syscall_stop(pid: int, seconds: float) -> int | None:
     """Resume until the next entry or exit of a system call; a process made on the way is returned.
 
     The one place that resumes a process whose memory is shared.
     """
     made: int | None = None
-    while True:
-        _ptrace(_SYSCALL, pid)
-        status = wait_for_stop(pid)
-        event = status >> 16
-        if event in _NEW_PROCESS:
-            made = _new_process(pid)
-        elif event != _EVENT_SECCOMP:
-            if os.WSTOPSIG(status) != _SYSCALL_STOP:
-                raise TraceError(f"{pid} stopped with {status:#x} instead of at a system call")
-            return made
+    try:
+        while True:
+            _ptrace(_SYSCALL, pid)
+            status = wait_for_stop(pid, seconds)
+            event = status >> 16
+            if event in _NEW_PROCESS:
+                made = _new_process(pid)
+            elif event != _EVENT_SECCOMP:
+                if os.WSTOPSIG(status) != _SYSCALL_STOP:
+                    raise TraceError(f"{pid} stopped with {status:#x} instead of at a system call")
+                return made
+    except TraceError:
+        if made is not None:  # it was killed in between, for memory say: nobody knows of this one
+            kill(made)
+        raise
 
 
 def registers(pid: int) -> Registers:
@@ -379,7 +389,7 @@ def registers(pid: int) -> Registers:
 
 
 def run_page(
-    pid: int, page: int, now: Registers | None, seconds: float = STOP_SECONDS
+    pid: int, page: int, now: Registers | None, seconds: float = PATIENCE
 ) -> tuple[int, int | None]:
     """Run code of the page freely until its `int3`; returns rax and a process made on the way.
 
@@ -408,7 +418,7 @@ def _new_process(pid: int) -> int:
     """The process that `pid` has just made, attached and stopped before its first instruction."""
     message = ctypes.c_ulong()
     _ptrace(_GETEVENTMSG, pid, None, ctypes.byref(message))
-    status = wait_for_stop(message.value)
+    status = wait_for_stop(message.value, PATIENCE)
     if status >> 16 != _EVENT_STOP:
         raise TraceError(f"{message.value} was not born stopped: {status:#x}")
     return message.value

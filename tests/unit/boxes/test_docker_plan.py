@@ -165,6 +165,7 @@ def test_a_runtime_with_a_kernel_of_its_own_is_said(runtime: str, own: str) -> N
     guards = isolation_report(plan(), runtime, "").guards
     assert guards["own_kernel"] == own
     assert guards["seccomp"] == ("n/a" if own == "on" else "on")
+    assert guards["lock_limit"] == (guards["cgroup_memory"] if own == "on" else "off")
 
 
 @pytest.mark.parametrize(

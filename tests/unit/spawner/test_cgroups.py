@@ -6,8 +6,11 @@ in for it: the code only opens files by name below a descriptor.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +24,8 @@ from ms_enclave.spawner.cgroups import Hierarchy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ms_enclave.spawner._shapes import GroupRow
 
 V1_MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -97,6 +102,32 @@ def test_a_machine_without_any_has_none() -> None:
 def test_what_may_not_be_written_is_passed_over(tmp_path: Path) -> None:
     found = [Hierarchy(1, ["pids"], str(tmp_path / "not" / "there"))]
     assert cgroups.prepare(found, "ms-enclave-x", None) == []
+
+
+@pytest.mark.parametrize("descriptors", [0, 1])
+def test_groups_that_cannot_be_locked_are_not_left(tmp_path: Path, descriptors: int) -> None:
+    trees = [tmp_path / name for name in ("memory", "pids")]
+    for tree in trees:
+        tree.mkdir()
+    found = [Hierarchy(1, [tree.name], str(tree)) for tree in trees]
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + descriptors, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            cgroups.prepare(found, "ms-enclave-x", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [list(tree.iterdir()) for tree in trees] == [[], []]
+    assert os.dup(0) == free, "a descriptor was left open"
+    os.close(free)
+
+
+def test_groups_that_cannot_be_given_are_not_left(tmp_path: Path) -> None:
+    with pytest.raises(OverflowError):
+        cgroups.prepare([Hierarchy(1, ["pids"], str(tmp_path))], "ms-enclave-x", 2**33)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_switched_on_where_somebody_elses_processes_are(tmp_path: Path) -> None:
@@ -200,6 +231,25 @@ def test_a_kernel_without_swap_limits_is_enough(tree: cgroups.Station, tmp_path:
     group.limit(memory=1 << 20, pids=None, cpu=None)
     assert (tmp_path / "box" / "memory.max").read_text() == "1048576"
     assert (tmp_path / "box" / "pids.max").read_text() == ""
+
+
+def test_a_swap_limit_that_could_not_be_tried_is_no_kernel_without_one(
+    tree: cgroups.Station, tmp_path: Path
+) -> None:
+    group = tree.group("box")
+    fill(tmp_path / "box")
+    group._again = True  # its files stay open
+    group.limit(memory=1 << 20, pids=None, cpu=None)
+    (swap,) = [key for key in group._files if key[1] == "memory.swap.max"]
+    os.close(group._files.pop(swap))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            group.limit(memory=1 << 20, pids=None, cpu=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        group.close()
 
 
 def test_a_run_has_a_group_with_controllers_of_its_own(
@@ -307,6 +357,35 @@ def test_before_the_kernel_could_kill_a_group_it_is_done_by_looking(
     assert not group.kill()
 
 
+def test_a_kill_that_could_not_be_tried_is_not_taken_for_one_that_the_kernel_cannot_do(
+    tree: cgroups.Station, tmp_path: Path
+) -> None:
+    group = tree.group("box")
+    fill(tmp_path / "box")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            group.kill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert group.kill()
+
+
+def test_a_group_that_cannot_be_had_everywhere_is_left_nowhere(tmp_path: Path) -> None:
+    rows: list[GroupRow] = []
+    for name in ("memory", "pids"):
+        (tmp_path / name).mkdir()
+        opened = os.open(tmp_path / name, os.O_RDONLY)
+        rows.append({"version": 1, "controllers": [name], "fd": opened})
+    (tmp_path / "pids" / "box").touch()
+    with pytest.raises(FileExistsError):
+        cgroups.Station(rows).group("box")
+    for row in rows:
+        os.close(row["fd"])
+    assert list((tmp_path / "memory").iterdir()) == []
+
+
 def test_it_is_removed_with_its_runs(tree: cgroups.Station, tmp_path: Path) -> None:
     group = tree.group("box")
     fill(tmp_path / "box")
@@ -328,6 +407,30 @@ def test_without_any_group_nothing_is_held_and_nothing_fails() -> None:
     assert (figures.cpu, figures.peak_memory, figures.oom_kills) == (None, None, 0)
     assert not group.kill()
     assert group.remove()
+
+
+def test_whoever_made_a_station_ends_what_it_left_although_it_holds_its_groups() -> None:
+    found = [h for h in cgroups.own_hierarchies() if h.version == 2]
+    if not found or not os.access(found[0].path, os.W_OK):
+        pytest.skip("no group of version 2 that we could write")
+    name = f"{cgroups.PREFIX}test-{os.getpid()}"
+    (made,) = cgroups.prepare(found, name, None)
+    station = subprocess.Popen(["sleep", "600"], pass_fds=[made.descriptor])
+    try:
+        os.close(made.descriptor)
+        os.kill(station.pid, signal.SIGSTOP)  # it can neither end by itself nor let go of the lock
+        Path(made.path, "station", "cgroup.procs").write_text(str(station.pid))
+        assert cgroups.sweep(found), "it is taken for another's"
+        assert station.poll() is None
+        deadline = time.monotonic() + 30
+        while not cgroups.end_left(found, name) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert not Path(made.path).exists()
+        assert station.wait(30) == -signal.SIGKILL
+        assert cgroups.end_left(found, name), "there is nothing left to do"
+    finally:
+        station.kill()
+        station.wait()
 
 
 # --- the kernel's own version 2 -----------------------------------------------------------------

@@ -42,6 +42,10 @@ def test_an_ordered_call_is_made(tmp_path: Path) -> None:
     assert run_case("ordered", tmp_path) == [True, None]
 
 
+def test_an_ordered_call_that_the_kernel_holds_up_is_waited_for(tmp_path: Path) -> None:
+    assert run_case("held_up", tmp_path) == [0, None]
+
+
 def test_a_copy_is_a_child_of_the_tracer(tmp_path: Path) -> None:
     assert run_case("copy", tmp_path) == [True, True]
 

@@ -14,7 +14,7 @@ sys.path.insert(0, sys.argv[3])
 
 from ms_enclave.spawner import carrier, packing, tracer
 
-_MKDIR, _GETPPID, _GETPID, _EXIT = 83, 110, 39, 60
+_MKDIR, _GETPPID, _GETPID, _EXIT, _POLL = 83, 110, 39, 60, 7
 
 
 def parked() -> carrier.Carrier:
@@ -47,6 +47,13 @@ def ordered(_folder: str):
     one = parked()
     result, made = tracer.system_call(one.pid, one.state, one.page, _GETPID)
     return [result == one.pid, made]
+
+
+def held_up(_folder: str):
+    """The kernel takes longer than a process gets that could do as it likes."""
+    one = parked()
+    milliseconds = int(tracer.STOP_SECONDS * 1500)
+    return tracer.system_call(one.pid, one.state, one.page, _POLL, 0, 0, milliseconds)
 
 
 def copy(_folder: str):

@@ -8,8 +8,10 @@ without control groups knows by that alone that a limit was reached.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -40,6 +42,8 @@ SECONDS = 3.0
 """How long those wait who hold what they have got."""
 LINGER = 0.7
 """The same for who has been refused nothing: a guard that looks is to have looked by then."""
+RANGES = 20000
+"""Some MiB of the kernel's."""
 BUSY = 1.0
 SPARSE = 24000
 """Pages that are touched far from each other; each has a table of its own."""
@@ -120,6 +124,40 @@ def fork_bomb() -> None:
         note("fork without end", f"EAGAIN {len(os.read(refused, 1 << 16))} times")
     except BlockingIOError:
         note("fork without end", f"ok: {PROCESSES} processes")
+
+
+def vfork_storm() -> None:
+    """Have programs started that never begin: each stands before a gate that is shut, and whoever
+    starts it by vfork waits with it, where nothing less than SIGKILL reaches him."""
+    os.mkfifo("gate")
+    refused, refusing = os.pipe()
+    os.set_blocking(refused, False)
+    before = [(os.POSIX_SPAWN_OPEN, 0, "gate", os.O_RDONLY, 0)]
+
+    def start() -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.posix_spawn("/nowhere", ["nowhere"], {}, file_actions=before)
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    os.write(refusing, b"x")
+            finally:
+                os._exit(0)
+        return pid
+
+    made = spend("start who starts", start, PROCESSES // 2)
+    time.sleep(LINGER)
+    gate = os.open("gate", os.O_RDWR)  # it opens, and there is no such program behind it
+    for pid in made:
+        os.waitpid(pid, 0)
+    os.close(gate)
+    said = f"ok: {len(made)}"
+    with contextlib.suppress(BlockingIOError):
+        said = f"EAGAIN {len(os.read(refused, 1 << 16))} times"
+    if len(made) < PROCESSES // 2:
+        said = f"EAGAIN after {len(made)}"  # what began first had taken all that there was
+    note("start what does not begin", said)
 
 
 def thread_storm() -> None:
@@ -411,6 +449,35 @@ def _in_flight() -> None:
 
     sent = [0]
     spend("descriptors on their way", take, THINGS // 10)
+
+
+def locks() -> None:
+    """Those of open files end with the files. Those of ranges have no limit of their own, and most
+    kernels charge nobody for them."""
+    apart("locks of files", lambda: spend("locks of files", _lock_a_file, THINGS))
+    ranges = _ranges()
+    apart("locks of ranges", lambda: spend("locks of ranges", ranges, RANGES, "lock_limit"))
+
+
+def _lock_a_file() -> int:
+    descriptor = os.open("locked", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def _ranges() -> Callable[[], None]:
+    """Each byte for itself, with one between, so that no two become one; some thousand of a file,
+    for the kernel goes through all of them each time."""
+    held: list[int] = []
+    numbers = iter(range(1 << 30))
+
+    def take() -> None:
+        number = next(numbers)
+        if number % THINGS == 0:
+            held.append(os.open(f"ranges{len(held)}", os.O_CREAT | os.O_RDWR))
+        fcntl.lockf(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2 * (number % THINGS))
+
+    return take
 
 
 def queues() -> None:

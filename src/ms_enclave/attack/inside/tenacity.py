@@ -45,6 +45,24 @@ def busy() -> None:
     outlive()
 
 
+def unbegun() -> None:
+    """Whoever starts a program by vfork hears of nothing until it has begun, and this one stands
+    before a gate; one opens it at the end, and there is no such program behind it."""
+    ignore_signals()
+    os.mkfifo("gate")
+    if os.fork() == 0:
+        while not is_over():
+            time.sleep(0.05)
+        gate = os.open("gate", os.O_RDWR)
+        time.sleep(0.2)
+        os.close(gate)
+        os._exit(0)
+    try:
+        os.posix_spawn("/nowhere", ["x"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, "gate", 0, 0)])
+    except FileNotFoundError:
+        outlive()
+
+
 def stopped() -> None:
     """Nobody runs any more, so nobody hears of anything; one starts them again at the end."""
     ignore_signals()
