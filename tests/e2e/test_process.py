@@ -8,6 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from ms_enclave.boxes.process_sandbox import ProcessSandbox
@@ -262,3 +263,18 @@ async def test_a_volume_that_was_swapped_for_a_link_is_not_followed(
 
     with pytest.raises(SandboxStartError, match="symbolic links"):
         await Late({"volumes": {str(folder): {"bind": "/data", "mode": mode}}}).start()
+
+
+async def test_an_output_that_ends_after_more_than_is_kept_is_seen_to_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By what a command left running that ended before its output was watched; what is printed
+    beside that keeps it listened to."""
+    beside = "for i in $(seq 60); do echo x >&2; sleep .002; done"
+    line = f"({beside}) >&- & (sleep .04; head -c 5000 /dev/zero) 2>&- &"
+    async with ProcessSandbox({"output_limit": 1000}) as box:
+        with anyio.fail_after(60):
+            while (result := await box.execute_command(line)).stderr.count("x") < 60:
+                pass  # it was quiet for too long
+    assert result.truncated == {"stdout": 4000}
+    assert [row.getMessage() for row in caplog.records if row.name == "asyncio"] == []

@@ -21,6 +21,7 @@ import anyio
 from ms_enclave.boxes._relay import Relay, Sink, read_chunks
 from ms_enclave.errors import SandboxLostError
 from ms_enclave.model import CommandResult, ExecutionStatus, Usage, Verdict
+from ms_enclave.spawner.pipes import PipeReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,6 +94,10 @@ class Capture:
         self._kept += kept
         self._dropped += len(data) - len(kept)
         return kept
+
+    def skip(self, count: int) -> None:
+        """So many bytes more have come that nobody has read: for one that has `exceeded`."""
+        self._dropped += count
 
     def text(self) -> tuple[str, int]:
         """The text kept (UTF-8, invalid bytes replaced) and the bytes lost.
@@ -365,7 +370,10 @@ async def _pump(
 ) -> None:
     try:
         while True:
-            take(await stream.receive(STDIN_CHUNK))
+            if capture.exceeded and isinstance(stream, PipeReader) and stream.drops:
+                capture.skip(await stream.pass_over())
+            else:
+                take(await stream.receive(STDIN_CHUNK))
             if capture.exceeded and limits.output_action == "kill" and not seen.output_killed:
                 seen.output_killed = True
                 await kill(process)

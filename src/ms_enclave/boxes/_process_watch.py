@@ -53,6 +53,18 @@ async def follow(spawn: Callable[[], Awaitable[StationProcess]], job: Job) -> Co
     return execution.result(job, watch.seen, began)
 
 
+def _take(stream: PipeReader, capture: Capture) -> int | None:
+    """Take what there is now: its bytes, 0 at the end, None for nothing yet."""
+    if capture.exceeded and stream.drops:
+        dropped = stream.drop()
+        capture.skip(dropped or 0)
+        return dropped
+    data = stream.take()
+    if data:
+        capture.feed(data)
+    return None if data is None else len(data)
+
+
 class _Watch:
     """Reads what a process prints, and ends it in time."""
 
@@ -64,6 +76,8 @@ class _Watch:
         self._loop = asyncio.get_running_loop()
         self._open = list(zip(process.outputs, captures, strict=True))
         self._watched: list[PipeReader] = []
+        """Those whose end is to be seen as it comes, each once."""
+
         self._timers: list[asyncio.TimerHandle] = []
         self._kill: asyncio.Task[None] | None = None
         self._news: asyncio.Event | None = None
@@ -97,16 +111,26 @@ class _Watch:
 
     def _read_as_it_comes(self) -> None:
         for stream, capture in self._open:
-            self._loop.add_reader(stream.fileno(), self._take_some, stream, capture)
-            self._watched.append(stream)
+            if stream not in self._watched:
+                self._loop.add_reader(stream.fileno(), self._take_some, stream, capture)
+                self._watched.append(stream)
 
     def _take_some(self, stream: PipeReader, capture: Capture) -> None:
+        if stream not in self._watched:
+            return
         self._read(stream, capture, at_most=1)
+        if capture.exceeded and stream in self._watched:
+            self._loop.remove_reader(stream.fileno())
+            self._loop.call_later(stream.pause, self._watch_again, stream, capture)
         if capture.exceeded and self._limits.output_action == "kill":
             self.seen.output_killed = True
             self._end()
         if self._news is not None:
             self._news.set()
+
+    def _watch_again(self, stream: PipeReader, capture: Capture) -> None:
+        if stream in self._watched and stream.fileno() >= 0:
+            self._loop.add_reader(stream.fileno(), self._take_some, stream, capture)
 
     def _read_all(self) -> None:
         for stream, capture in list(self._open):
@@ -115,30 +139,27 @@ class _Watch:
     def _read(self, stream: PipeReader, capture: Capture, at_most: int) -> None:
         """Take what is there, and see the end of the stream."""
         for _ in range(at_most):
-            data = stream.take()
-            if data is None:
+            taken = _take(stream, capture)
+            if taken is None:
                 return
-            if not data:
+            if not taken:
                 self._open.remove((stream, capture))
                 if stream in self._watched:
                     self._watched.remove(stream)
                     self._loop.remove_reader(stream.fileno())
                 return
-            capture.feed(data)
 
     async def _settle(self) -> None:
         """A process that was left running holds a pipe: take what it still writes, until it is
         quiet for a moment."""
         self._news = asyncio.Event()
-        if not self._watched:
-            self._read_as_it_comes()
+        self._read_as_it_comes()
         with anyio.move_on_after(execution.DRAIN_TOTAL):
             while self._open:
                 self._news.clear()
-                before = self.seen.progress
-                with anyio.move_on_after(execution.DRAIN_QUIET):
+                with anyio.move_on_after(execution.DRAIN_QUIET) as quiet:
                     await self._news.wait()
-                if self.seen.progress == before and self._open:
+                if quiet.cancelled_caught:
                     return
 
     # --- ending ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Relay:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
+        self._thread = anyio.CapacityLimiter(1)  # of its own: a slow sink is nothing to others
         self._waiting: list[tuple[str, bytes]] = []
         self._ended = False
         self._news = anyio.Event()
@@ -47,7 +48,9 @@ class Relay:
                 await self._news.wait()
             batch, self._waiting = self._waiting, []
             for stream, data in _joined(batch):
-                await run_sync(self._sink, stream, data, abandon_on_cancel=True)
+                await run_sync(
+                    self._sink, stream, data, abandon_on_cancel=True, limiter=self._thread
+                )
 
 
 def _joined(batch: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -145,10 +145,11 @@ class Birth:
     `channel` becomes its descriptor 3; `user` is its uid and gid inside, (0, 0) for a one-id map;
     `group` its control group, which it joins before it owns a page of its own; `limits` maps
     RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use; `single` whether nobody
-    else is ever to be made in the slot as long as it lives, so that it needs to share less with it.
+    else is ever to be made in the slot as long as it lives, so that it needs to share less with it;
+    `taken` are processors on which it would have to wait.
     """
 
-    __slots__ = ("channel", "group", "limits", "processors", "single", "slot", "user")
+    __slots__ = ("channel", "group", "limits", "processors", "single", "slot", "taken", "user")
 
     def __init__(
         self,
@@ -160,6 +161,7 @@ class Birth:
         processors: set[int],
         *,
         single: bool = False,
+        taken: set[int] | frozenset[int] = frozenset(),
     ) -> None:
         self.slot = slot
         self.channel = channel
@@ -168,6 +170,7 @@ class Birth:
         self.limits = limits
         self.processors = processors
         self.single = single
+        self.taken = taken
 
 
 class Line:
@@ -328,7 +331,7 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> No
         raise OSError(-result, f"giving up what a slot must not have: {os.strerror(-result)}")
     for kind, pair in birth.limits.items():
         resource.prlimit(kernel, kind, within(pair, _hard_limit(kind)))
-    away = birth.processors - os.sched_getaffinity(0)
+    away = birth.processors - os.sched_getaffinity(0) - birth.taken
     os.sched_setaffinity(kernel, away or birth.processors)
     check_walls(kernel)
     birth.group.settle(kernel, birth.slot.outside(birth.user), entered=entered)

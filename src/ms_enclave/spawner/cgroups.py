@@ -52,6 +52,8 @@ _ROUNDS = 10
 _MOST_SPARE = 64
 _RESIDUE = 1 << 20  # bytes that the kernel may keep charged to an empty group
 _OUR_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
+_PAGE = 4096
+_MOST_TASKS = 1 << 20  # bytes of their numbers
 _PERIOD = 100_000  # microseconds, the kernel's default for the bandwidth controller
 
 
@@ -787,6 +789,18 @@ class Group:
             return _number(self._read(hierarchy, "cpu.stat"), "usage_usec") / 1e6
         return None
 
+    def tasks(self) -> list[int]:
+        """The threads in it and below it whose processor time is held."""
+        hierarchy = self._with("cpu")
+        if hierarchy is None:
+            return []
+        file = "tasks" if hierarchy.version == 1 else "cgroup.threads"
+        whole, _, _ = self._read(hierarchy, file, _MOST_TASKS).rpartition("\n")
+        found = [int(line) for line in whole.splitlines()]
+        for child in self._children:
+            found += child.tasks()
+        return found
+
     def kill(self) -> bool:
         """SIGKILL everything in it at once; False where the kernel cannot. Raises OSError where
         that is not known, since we could not so much as try.
@@ -876,13 +890,18 @@ class Group:
             return False
         return True
 
-    def _read(self, hierarchy: Hierarchy, file: str) -> str:
+    def _read(self, hierarchy: Hierarchy, file: str, most: int = _PAGE) -> str:
+        """A file's first page or, if `most` is more, page after page until its end or that."""
         try:
             opened = self._file(hierarchy, file, os.O_RDONLY)
         except FileNotFoundError:
             return ""
         try:
-            return os.pread(opened, 4096, 0).decode()
+            text = piece = os.pread(opened, _PAGE, 0)
+            while piece and len(text) < most - _PAGE:
+                piece = os.pread(opened, _PAGE, len(text))
+                text += piece
+            return text.decode()
         finally:
             self._done(opened)
 

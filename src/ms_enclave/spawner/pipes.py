@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import anyio
@@ -9,7 +10,15 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 
 __all__ = ["PipeReader", "PipeWriter", "open_null"]
 
+_SET_PIPE_SIZE, _GET_PIPE_SIZE = 1031, 1032  # F_SETPIPE_SZ, F_GETPIPE_SZ
 _CHUNK = 1 << 16
+_WASTE = bytearray(_CHUNK)
+_WASTES = 16
+"""Where what nobody wants goes, and how often it does at once."""
+_WIDTHS = (len(_WASTE) * _WASTES, 1 << 18, 1 << 17)
+"""Bytes for which such a pipe gets room, or for as many as it may have."""
+_DROP_PAUSE = 0.004
+"""Seconds in which whoever fills one that has all the room is left alone."""
 
 
 def open_null() -> int:
@@ -50,12 +59,45 @@ class _PipeEnd:
 class PipeReader(_PipeEnd, ByteReceiveStream):
     """The reading end of a pipe."""
 
+    drops = True
+    """Whether what is in it can be let go of unread."""
+
+    pause = _DROP_PAUSE
+    """Seconds in which whoever fills it is left alone, if nobody wants what is in it: the less room
+    it has, the fewer, so that the pace stays."""
+
+    _is_wide = False
+
     def take(self, max_bytes: int = _CHUNK) -> bytes | None:
         """What is there now: None for nothing yet, no bytes at the end of the stream."""
         try:
             return os.read(self._descriptor, max_bytes)
         except BlockingIOError:
             return None
+
+    def drop(self) -> int | None:
+        """Let go of what is there now; gives its bytes, 0 at the end of the stream and None for
+        nothing yet. Meant to be called a while apart: the pipe gets room for that."""
+        descriptor = self._require_open()
+        if not self._is_wide:
+            self._is_wide = True
+            self.pause = _DROP_PAUSE * _widen(descriptor) / _WIDTHS[0]
+        try:
+            return os.readv(descriptor, [_WASTE] * _WASTES)
+        except BlockingIOError:
+            return None
+
+    async def pass_over(self) -> int:
+        """Wait for a while, and drop what has come until then; gives its bytes.
+
+        Raises anyio.EndOfStream, anyio.ClosedResourceError.
+        """
+        await anyio.sleep(self.pause)
+        while (dropped := self.drop()) is None:
+            await anyio.wait_readable(self._descriptor)
+        if not dropped:
+            raise anyio.EndOfStream
+        return dropped
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
         while True:
@@ -67,6 +109,16 @@ class PipeReader(_PipeEnd, ByteReceiveStream):
             if not data:
                 raise anyio.EndOfStream
             return data
+
+
+def _widen(descriptor: int) -> int:
+    """Give a pipe room; returns how many bytes it has now. A user may have only so much in all."""
+    import fcntl  # not on every machine that imports this
+
+    for width in _WIDTHS:
+        with contextlib.suppress(OSError):
+            return fcntl.fcntl(descriptor, _SET_PIPE_SIZE, width)
+    return fcntl.fcntl(descriptor, _GET_PIPE_SIZE)
 
 
 class PipeWriter(_PipeEnd, ByteSendStream):

@@ -32,6 +32,7 @@ from ms_enclave.spawner import (
     ahead,
     alone,
     cgroups,
+    greedy,
     network,
     rooms,
     root,
@@ -210,6 +211,7 @@ class Station:
         self.inits: seed.Forks | seed.Seed | None = None
         self.ahead = ahead.Ahead(self)
         self.rooms = rooms.Rooms(self)
+        self.greedy = greedy.Greedy(self)
         self.last_request = self.last_birth = 0.0
         self.leftovers: list[tuple[cgroups.Group, float]] = []
         self.events = -1
@@ -268,6 +270,7 @@ class Station:
         if self.zygotes.bare is None:
             return
         chosen = sorted(self.processors)[os.urandom(1)[0] % len(self.processors)]
+        self.greedy.home = chosen
         for pid in (0, self.zygotes.bare.pid, self.source().pid):
             os.sched_setaffinity(pid, {chosen})
 
@@ -301,6 +304,8 @@ class Station:
         if self.zygotes.asked and not self.processes:
             return _IDLE * 1000
         waits = [way.wait for way in self.networks.values() if way.wait is not None]
+        if self.greedy.patience is not None:
+            waits.append(self.greedy.patience)
         return min(waits) * 1000 if waits else self.leisure()
 
     def leisure(self) -> float | None:
@@ -617,7 +622,7 @@ class Station:
         self.processes.pop(process.number)
         box.processes.pop(process.number)
         process.number = request["process"]
-        self.busy.add(process)
+        self.count_as_busy(process)
         self.processes[process.number] = box.processes[process.number] = process
         return None
 
@@ -758,7 +763,8 @@ class Station:
         self.last_birth = time.monotonic()
         process = Process(request["process"], box, pid, group, request)
         process.before = before
-        process.processors = processors if processors != self.processors else None
+        if "cpu" not in self.groups.controllers and processors != self.processors:
+            process.processors = processors
         self.attend_to(process)
         box.processes[process.number] = process
         self.processes[process.number] = process
@@ -782,7 +788,9 @@ class Station:
     def choose_processors(self, box: Box, cores: float | None) -> set[int]:
         """Which a process may use: all, or where no group holds its time, as many as it may have
         cores, rounded up; for all runs of a sandbox from the same few."""
-        if cores is None or "cpu" in self.groups.controllers:
+        if "cpu" in self.groups.controllers:
+            return self.greedy.kept.get(box, self.processors)
+        if cores is None:
             return self.processors
         first = box.slot.number
         ordered = sorted(self.processors)
@@ -993,11 +1001,16 @@ class Station:
             process.look_again = self.last_birth + _WATCH
             self.watching[process] = None
         if not process.stays and process.number > 0:
-            self.busy.add(process)
+            self.count_as_busy(process)
+
+    def count_as_busy(self, process: Process) -> None:
+        self.busy.add(process)
+        self.greedy.attend_to(process)
 
     def pass_over(self, process: Process) -> None:
         """From now on it runs nothing, and there is nothing to see."""
         self.busy.discard(process)
+        self.greedy.pass_over(process)
         self.watching.pop(process, None)
 
     def tell_end(self, process: Process) -> None:
@@ -1016,6 +1029,7 @@ class Station:
         due = self.due(now)
         if due:
             self.watch_some(due, now)
+        self.greedy.look(now)
         self.leftovers = [
             (group, until) for group, until in self.leftovers if now < until and not group.remove()
         ]

@@ -65,6 +65,8 @@ class HostTerminal(Terminal):
 class TerminalReader(PipeReader):
     """What is written to the terminal. When nobody has it any more, that is an error there."""
 
+    drops = False
+
     def take(self, max_bytes: int = 1 << 16) -> bytes | None:
         try:
             return super().take(max_bytes)

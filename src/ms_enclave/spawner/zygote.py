@@ -164,7 +164,10 @@ class Zygotes:
         if request["kind"] in ("python", "kernel"):
             source = self.ready.get(self._wanted(request["preload"]), self.bare)
         try:
-            birth = carrier.Birth(place, channel, user, group, limits, processors, single=single)
+            birth = carrier.Birth(
+                place, channel, user, group, limits, processors, single=single,
+                taken=self.station.greedy.taken,
+            )  # fmt: skip
             return carrier.instantiate(source, birth, self.line)
         except tracer.TraceError:
             if not survey.is_alive(source.pid):

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ms_enclave.boxes._execution import Job, execute
@@ -96,6 +97,33 @@ async def test_a_slow_function_gets_everything_and_holds_up_nobody() -> None:
     result = await run(process, job(sink), script)
     assert b"".join(got) == b"01234"
     assert result.verdict is Verdict.OK
+
+
+async def test_a_slow_function_takes_no_thread_of_others() -> None:
+    threads = anyio.to_thread.current_default_thread_limiter()
+    few, let_go, entered = threads.total_tokens, threading.Event(), threading.Event()
+    process = ScriptedProcess()
+
+    def sink(stream: str, data: bytes) -> None:
+        entered.set()
+        assert let_go.wait(20)
+
+    async def script() -> None:
+        process.out.put(b"x")
+        process.end(an_end())
+        while not entered.is_set():
+            await anyio.sleep(0.001)
+        try:
+            with anyio.fail_after(5):
+                await anyio.to_thread.run_sync(int)
+        finally:
+            let_go.set()
+
+    threads.total_tokens = 1
+    try:
+        assert (await run(process, job(sink), script)).stdout == "x"
+    finally:
+        threads.total_tokens = few
 
 
 async def test_what_the_function_raises_ends_the_program_and_is_raised() -> None:
