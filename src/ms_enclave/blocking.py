@@ -634,6 +634,11 @@ class Sandbox:
         return self._target.status
 
     @property
+    def paused(self) -> bool:
+        """Whether everything in it stands still, until `resume`."""
+        return self._target.paused
+
+    @property
     def idle_seconds(self) -> float:
         """Seconds since the last call ended; 0 while one is running."""
         return self._target.idle_seconds
@@ -656,6 +661,28 @@ class Sandbox:
             EnclaveError: something of the box could not be removed; its status is ERROR then.
         """
         call(self._target.stop)
+
+    def pause(self) -> None:
+        """Have everything in it stand still: it uses no processor time until `resume`.
+
+        The memory that the kernel can read again, such as files, is given back to the machine; the
+        rest stays as it is. Time goes on: a `ttl`, and the time-outs of calls that are under way,
+        which wait until it is resumed and are judged then. New calls are refused; `stop` works. A
+        paused sandbox stays so when it is paused again.
+
+        Raises:
+            CapabilityError: the box cannot do that here: without control groups, say.
+            SandboxStateError: it is not running, or did not come to a halt: then it goes on.
+        """
+        call(self._target.pause)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`. One that is not paused just goes on.
+
+        Raises:
+            CapabilityError, SandboxStateError, SandboxLostError: as `pause`.
+        """
+        call(self._target.resume)
 
     def cleanup(self) -> None:
         """Leave nothing behind: the same as `stop`."""

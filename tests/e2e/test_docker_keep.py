@@ -43,6 +43,10 @@ async def main(_, marker, folder, kind, config):
         await manager.hand_over()
     elif word == 'run':
         await box.execute_command(['sleep', '1000'])
+    elif word == 'pause':
+        await box.pause()
+        print(json.dumps('paused'), flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -104,6 +108,18 @@ async def test_the_next_manager_finds_what_the_last_one_left(folder: Path, how: 
             assert box.metadata["channel"] == "direct"
         await is_gone(owner.container)
         assert os.listdir(folder / "docker") == []
+
+
+async def test_one_that_is_left_paused_goes_on_with_the_next_manager(folder: Path) -> None:
+    with Keeper(folder) as owner:
+        assert owner.ask("pause") == "paused"
+        owner.kill()
+        async with LocalSandboxManager(state_dir=str(folder)) as manager:
+            box = await taken_over(manager, owner.name)
+            assert not box.paused
+            with anyio.fail_after(30):
+                assert await box.files.read_text("mine") == owner.name
+        await is_gone(owner.container)
 
 
 async def test_it_goes_from_one_manager_to_the_next_again_and_again(folder: Path) -> None:

@@ -64,6 +64,11 @@ async def main(marker, folder):
         await manager.hand_over()
     elif word == 'run':
         await box.execute_command(['sleep', marker + '1'])
+    elif word == 'pause':
+        if able := 'pause' in box.capabilities:
+            await box.pause()
+        print(json.dumps(able), flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -132,6 +137,30 @@ async def test_a_command_of_the_dead_owner_ends_and_its_sandbox_goes_on(folder: 
             box = await manager.get_sandbox("box-0")
             assert box is not None
             assert await box.files.read_text("mine") == f"{owner.marker} 0"
+
+
+async def test_one_that_is_left_paused_goes_on_with_the_next_manager(folder: Path) -> None:
+    with Keeper(folder, {}) as owner:
+        if not owner.ask("pause"):
+            pytest.skip("no control groups of version 2 that this user may write")
+        owner.kill()
+        async with LocalSandboxManager(state_dir=str(folder)) as manager:
+            box = await manager.get_sandbox("box-0")
+            assert box is not None
+            assert not box.paused
+            with anyio.fail_after(30):
+                assert await box.files.read_text("mine") == f"{owner.marker} 0"
+                await box.pause()
+                await box.resume()
+                assert (await box.run_code("print(6 * 7)")).stdout == "42\n"
+
+
+async def test_one_that_is_left_paused_has_no_longer_to_live(folder: Path) -> None:
+    with Keeper(folder, {"ttl": 3}) as owner:
+        if not owner.ask("pause"):
+            pytest.skip("no control groups of version 2 that this user may write")
+        owner.kill()
+        assert owner.left(20.0) == []
 
 
 async def test_one_without_namespaces_is_kept_too(folder: Path) -> None:

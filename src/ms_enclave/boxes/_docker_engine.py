@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import weakref
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -209,6 +210,23 @@ class Engine:
                 return int((await made.inspect()).get("Pid") or 0)
 
         return Attached(stream, find_pid)
+
+    async def set_paused(self, container: Container, paused: bool) -> None:
+        """Have everything in it stand still, or go on; it may do so already."""
+        doing = "pause the sandbox" if paused else "resume the sandbox"
+        story = self.watch.story_of(container.id)
+        with _failures(doing, running=True, bound="work"):
+            try:
+                if not paused:
+                    await container.unpause()
+                else:
+                    story.own_pauses += 1
+                    await container.pause()
+            except aiodocker.DockerError as error:
+                story.own_pauses = 0
+                if not re.search(r"is (already|not) paused", str(error)):
+                    raise
+            story.is_paused = paused
 
     async def remove(self, container: Container) -> None:
         """Kill and remove it, with its anonymous volumes; it may have gone by itself.

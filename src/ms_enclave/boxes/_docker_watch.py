@@ -41,6 +41,10 @@ class Story:
     """What was heard of one container, and what that means. Pure."""
 
     def __init__(self) -> None:
+        self.is_paused = False
+        """Whether we have paused it."""
+        self.own_pauses = 0
+        """How often we did, and have not heard of that yet."""
         self._signal = ""
         self._short_of_memory = False
 
@@ -48,7 +52,9 @@ class Story:
         """Take in an event; gives why the container is of no use any more, if it is not."""
         action = action.partition(":")[0]
         if action == "pause":
-            return _PAUSED
+            is_own = self.is_paused or self.own_pauses > 0
+            self.own_pauses = max(0, self.own_pauses - 1)
+            return None if is_own else _PAUSED
         if action in ("destroy", "remove"):
             return _REMOVED
         if action in ("die", "died"):
@@ -63,8 +69,9 @@ class Story:
         """The same for its state as it is seen; None for one that is not there."""
         if state is None:
             return _REMOVED
+        self.own_pauses = 0  # what was to be heard of them was missed
         if state == "paused":
-            return _PAUSED
+            return None if self.is_paused else _PAUSED
         return self._end("?") if state in ("exited", "dead", "removing") else None
 
     def _end(self, status: str) -> str:
@@ -112,6 +119,11 @@ class Watch:
         self._followed[container] = _Followed(tell)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
+
+    def story_of(self, container: str) -> Story:
+        """What was heard of a container so far."""
+        followed = self._followed.get(container)
+        return Story() if followed is None else followed.story
 
     def forget(self, container: str) -> None:
         """Tell no more of one: what happens to it from now on is our own doing."""

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from ms_enclave.errors import EnclaveError, SandboxLostError, SandboxStartError, SandboxStateError
+from ms_enclave.errors import (
+    CapabilityError,
+    EnclaveError,
+    SandboxLostError,
+    SandboxStartError,
+    SandboxStateError,
+)
 from ms_enclave.loop import add_closer, on_loop, remove_closer, to_the_end
 from ms_enclave.model import SandboxStatus
 
@@ -66,6 +72,7 @@ class Life(ABC):
         self._calls: set[anyio.CancelScope] = set()
         self._calls_ended: anyio.Event | None = None
         self._last_used = time.monotonic()
+        self._paused = False
 
     @abstractmethod
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -90,6 +97,11 @@ class Life(ABC):
     def status(self) -> SandboxStatus:
         """The state it is in."""
         return self._status
+
+    @property
+    def paused(self) -> bool:
+        """Whether everything in it stands still, until `resume`."""
+        return self._paused
 
     @property
     def idle_seconds(self) -> float:
@@ -215,6 +227,8 @@ class Life(ABC):
         resources, self._resources = self._resources, AsyncExitStack()
         try:
             with anyio.fail_after(CLOSE_BOUND):
+                if self._paused:
+                    await self._thaw_to_end()
                 await resources.aclose()
         except TimeoutError:
             text = f"Sandbox {self.id} could not be destroyed within {CLOSE_BOUND:g} seconds"
@@ -224,6 +238,68 @@ class Life(ABC):
             self._set_status(SandboxStatus.ERROR, _reason(error))
             raise
         self._set_status(SandboxStatus.STOPPED)
+
+    async def _thaw_to_end(self) -> None:
+        """What stands still does not everywhere hear that it is to end."""
+        try:
+            await self._set_frozen(False)
+        except EnclaveError:  # it ends by force, or that fails and says why
+            logger.debug("sandbox %s could not be resumed for its end", self.id, exc_info=True)
+        self._paused = False
+
+    async def pause(self) -> None:
+        """Have everything in it stand still: it uses no processor time until `resume`.
+
+        The memory that the kernel can read again, such as files, is given back to the machine; the
+        rest stays as it is. Time goes on: a `ttl`, and the time-outs of calls that are under way,
+        which wait until it is resumed and are judged then. New calls are refused; `stop` works. A
+        paused sandbox stays so when it is paused again.
+
+        Raises:
+            CapabilityError: the box cannot do that here: without control groups, say.
+            SandboxStateError: it is not running, or did not come to a halt: then it goes on.
+        """
+        await self._pause(True)
+
+    async def resume(self) -> None:
+        """Let it go on after `pause`. One that is not paused just goes on.
+
+        Raises:
+            CapabilityError, SandboxStateError, SandboxLostError: as `pause`.
+        """
+        await self._pause(False)
+
+    @on_loop
+    async def _pause(self, wanted: bool) -> None:
+        async with self._lock:
+            self._require_running()
+            await self._require("pause")
+            if self._paused is wanted:
+                return
+            self._paused = True  # from now on no call begins
+            try:
+                await self._set_frozen(wanted)
+            except BaseException:
+                if wanted:
+                    with anyio.move_on_after(CLOSE_BOUND, shield=True):
+                        await self._thaw_to_end()
+                raise
+            self._paused = wanted
+            self._last_used = time.monotonic()
+            self.updated_at = datetime.now(timezone.utc)
+
+    async def _set_frozen(self, frozen: bool) -> None:
+        """Freeze the box, or thaw it: for boxes that have the capability `pause`.
+
+        Raises:
+            SandboxStateError: it went on for too long.
+        """
+        del frozen
+        raise CapabilityError("pause")
+
+    @abstractmethod
+    async def _require(self, capability: str) -> None:
+        """Refuse what the box cannot do."""
 
     async def cleanup(self) -> None:
         """Leave nothing behind: the same as `stop`."""
@@ -280,6 +356,8 @@ class Life(ABC):
     async def _using(self) -> AsyncGenerator[None, None]:
         """A call on the running box: ended by a stop or a loss, which it reports."""
         self._require_running()
+        if self._paused:
+            raise SandboxStateError(f"Sandbox {self.id} is paused", remedy="resume() it first")
         scope = anyio.CancelScope()
         self._calls.add(scope)
         try:

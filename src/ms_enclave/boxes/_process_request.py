@@ -219,9 +219,13 @@ def capabilities(
     facts: Mapping[str, Any], layered: bool, *, network: bool = False
 ) -> frozenset[str]:
     """What a box can do, from what its station could get."""
-    del facts, layered  # forks and checkpoints, which need both, are not built yet
-    always = ("python", "kernel", "limits", "isolation", "terminals")
-    return frozenset({*always, *(["network"] if network else [])})
+    del layered  # forks and checkpoints, which need it, are not built yet
+    found = {"python", "kernel", "limits", "isolation", "terminals"}
+    if network:
+        found.add("network")
+    if facts["kills_by_group"]:  # a group of version 2, which can also stand still
+        found.add("pause")
+    return frozenset(found)
 
 
 def isolation_report(

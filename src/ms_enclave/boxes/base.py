@@ -65,9 +65,14 @@ if TYPE_CHECKING:
     from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox
     from ms_enclave.tools.base import Tool
 
-__all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "Keeping", "Sandbox"]
+__all__ = ["BASE_ENVIRONMENT", "PROCESS_WIDE", "WHOLE", "Keeping", "Sandbox"]
 
 T = TypeVar("T")
+
+WHOLE = frozenset(
+    {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network", "pause"}
+)
+"""Capabilities of a box that can all that boxes can."""
 
 PROCESS_WIDE = "process-wide"
 """The owner of sandboxes that no manager made."""
@@ -272,6 +277,7 @@ class Sandbox(CommandMethods, KernelMethods, Ports):
         return SandboxInfo(
             id=self.id,
             status=self._status,
+            paused=self._paused,
             type=self.sandbox_type,
             config=self.config.model_dump(mode="json"),
             created_at=self.created_at,

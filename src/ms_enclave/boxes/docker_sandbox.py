@@ -24,7 +24,7 @@ from ms_enclave.boxes import _docker_owner as owners
 from ms_enclave.boxes import _docker_plan as plans
 from ms_enclave.boxes import _docker_python as carried
 from ms_enclave.boxes._diagnose import diagnose_by_starting
-from ms_enclave.boxes.base import Sandbox
+from ms_enclave.boxes.base import WHOLE, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.channel import guest_loader as loader
 from ms_enclave.errors import (
@@ -92,9 +92,7 @@ class DockerSandbox(Sandbox):
 
     sandbox_type = "docker"
     config_class: ClassVar[type[SandboxConfig]] = DockerSandboxConfig
-    offers = frozenset(
-        {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network"}
-    )
+    offers = WHOLE
 
     _is_swept: ClassVar[bool] = False
     _engine: Engine | None = None
@@ -217,6 +215,7 @@ class DockerSandbox(Sandbox):
             stack.callback(_taken_users.discard, int(note.user))
         if not await engine.runs(container):
             raise SandboxLostError(f"Its container {note.container[:12]} has ended")
+        await engine.set_paused(container, False)  # nobody is left who would know of it
         attached = self._attached = await engine.attach(container)
         stack.push_async_callback(attached.aclose)
         self._secret = _load_guests().find(attached)
@@ -242,6 +241,12 @@ class DockerSandbox(Sandbox):
         remove_closer(self)
         await self._undo()
         return True
+
+    async def _set_frozen(self, frozen: bool) -> None:
+        engine, container = self._engine, self._container
+        if engine is None or container is None:
+            raise SandboxLostError(f"Sandbox {self.id} has no container any more")
+        await engine.set_paused(container, frozen)
 
     async def _renewed(self, seconds: float) -> None:
         if self._keeping is not None:

@@ -27,13 +27,14 @@ from ms_enclave.boxes._process_network import refuse_without_helper
 from ms_enclave.boxes._process_plan import RuntimePlan, closed_part, plan_runtime
 from ms_enclave.boxes._process_tiers import Landlock, Namespaces, Place, Tier
 from ms_enclave.boxes._process_watch import follow
-from ms_enclave.boxes.base import PROCESS_WIDE, Keeping, Sandbox
+from ms_enclave.boxes.base import PROCESS_WIDE, WHOLE, Keeping, Sandbox
 from ms_enclave.boxes.factory import register_sandbox
 from ms_enclave.errors import (
     CapabilityError,
     ConfigError,
     IsolationUnavailableError,
     SandboxStartError,
+    SandboxStateError,
 )
 from ms_enclave.loop import remove_closer
 from ms_enclave.model import (
@@ -87,9 +88,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = frozenset(
-        {"python", "kernel", "limits", "isolation", "terminals", "ports", "watch", "network"}
-    )
+    offers = WHOLE
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -322,6 +321,12 @@ class ProcessSandbox(Sandbox):
         if not self._is_left:
             await self._station.close_box(self.id)
 
+    async def _set_frozen(self, frozen: bool) -> None:
+        try:
+            await self._station.freeze_box(self.id, frozen)
+        except TimeoutError:
+            raise SandboxStateError(f"Something in sandbox {self.id} did not stand still") from None
+
     async def _renewed(self, seconds: float) -> None:
         if self._keeping is not None:
             await self._station.ask("renew", box=self.id, ttl=seconds)
@@ -426,7 +431,12 @@ class ProcessSandbox(Sandbox):
         return connection
 
     async def _require(self, capability: str) -> None:
-        if capability in Namespaces.able - self._capabilities:
+        # Who wants a network asks for one in the config; all else is a matter of the tier, and of
+        # the groups.
+        if capability == "pause" and "pause" not in self._capabilities and self._gvisor is None:
+            remedy = "give this user control groups of version 2, see `ms-enclave doctor`"
+            raise CapabilityError(capability, remedy=remedy)
+        if capability in self.offers - {"network"} - self._capabilities:
             raise CapabilityError(capability, remedy="use isolation='namespace'")
         await super()._require(capability)
 

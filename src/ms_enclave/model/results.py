@@ -204,6 +204,8 @@ class SandboxInfo(BaseModel, defer_build=True):
 
     id: str
     status: SandboxStatus
+    paused: bool = False
+    """Whether everything in it stands still."""
     type: str
     config: dict[str, Any] = Field(default_factory=dict[str, Any])
     created_at: UtcTime = Field(default_factory=_now)

@@ -15,6 +15,7 @@ __all__ = [
     "BoxRequest",
     "ErrorRow",
     "ExitRow",
+    "FreezeRequest",
     "GroupRow",
     "GvisorPlan",
     "KeepRequest",
@@ -174,6 +175,12 @@ class BoxRequest(TypedDict):
 
     q: int
     box: str
+
+
+class FreezeRequest(BoxRequest):
+    """Have all of it stand still, or go on."""
+
+    frozen: bool
 
 
 class TerminalRequest(BoxRequest):

@@ -812,6 +812,31 @@ class Group:
         killing = self.station.killing
         return killing is not None and self._try(killing, "cgroup.kill", "1")
 
+    def freeze(self, wanted: bool) -> bool:
+        """Have everything in it and below it stand still, or go on; True once it is so.
+
+        To stand still takes each process a moment: ask again. Raises OSError where no tree of
+        version 2 is to be had, which alone can do it without holding up what is to be killed.
+        """
+        killing = self.station.killing
+        if killing is None:
+            raise OSError(errno.ENOTSUP, "no control group of version 2 to freeze")
+        self._write(killing, "cgroup.freeze", str(int(wanted)))
+        return bool(_number(self._read(killing, "cgroup.events"), "frozen")) is wanted
+
+    def give_back(self) -> None:
+        """Have the kernel take what of its memory can be read again, such as files of the host.
+
+        Without swap, which sandboxes have none of, that is all that can be taken.
+        """
+        hierarchy = self._with("memory")
+        if hierarchy is None:
+            return
+        if hierarchy.version == 1:
+            self._try(hierarchy, "memory.force_empty", "0")
+        else:
+            self._try(hierarchy, "memory.reclaim", self._read(hierarchy, "memory.current") or "0")
+
     def empty(self) -> bool:
         """True if no process is left in it, as far as it can kill at all."""
         killing = self.station.killing

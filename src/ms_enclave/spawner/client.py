@@ -38,6 +38,8 @@ _START_SECONDS = 20.0
 _END_SECONDS = 10.0
 _CLEAN_UP_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
+_FREEZE_SECONDS = 5.0
+_FREEZE_PAUSE = 0.002
 _PACKET = 1 << 17
 _MOST_NOTE = 1 << 24
 _INLINE = 1 << 15  # what a socket surely takes in one piece
@@ -295,6 +297,17 @@ class StationClient:
     def adopt_box(self, name: str, on_lost: Callable[[str], object]) -> None:
         """Take over a sandbox that a last owner left. `on_lost` hears if it ends by itself."""
         self._boxes[name] = on_lost
+
+    async def freeze_box(self, name: str, frozen: bool) -> None:
+        """Have all that is in a sandbox stand still, or go on; returns when it does.
+
+        Raises:
+            TimeoutError: something of it went on for too long. It is asked to stand still all the
+                same.
+        """
+        with anyio.fail_after(_FREEZE_SECONDS):
+            while not (await self.ask("freeze", box=name, frozen=frozen))["done"]:  # noqa: ASYNC110 - the kernel tells nobody
+                await anyio.sleep(_FREEZE_PAUSE)
 
     async def close_box(self, name: str) -> None:
         """End a sandbox with everything in it; returns when it is gone."""

@@ -6,7 +6,8 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors, or in a message, that it only hands on. It ends when CONTROL (the owner)
 or LIFE (the launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `close` and, for
+Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `freeze`, `close`
+and, for
 sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q`
 that the answer repeats. Events: `ready`, `exit`, `lost`.
 """
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         BoxLimits,
         BoxRequest,
         ExitRow,
+        FreezeRequest,
         KeepRequest,
         NewRun,
         OpenRequest,
@@ -111,6 +113,9 @@ class Box:
         self.pids_limit: int | None = None
         self.kept: alone.Kept | None = None
         self.ending = False
+        self.frozen = False
+        """Whether its processes stand still, or are about to."""
+
         self.once = False
         """Whether it ends with its first process, and nobody asks for that."""
 
@@ -577,6 +582,9 @@ class Station:
         if box is None or box.kept is None or box.closing is not None:
             return {"error": {"errno": None, "text": "the sandbox is gone"}}
         box.kept.copy_note(descriptors[0])
+        if box.frozen:  # nobody is left who would know of it
+            box.group.freeze(False)
+            box.frozen = False
         until = box.kept.expires
         left = None if until is None else until - time.monotonic()
         return {"ok": {"left": left, **self.facts_of(box)}}
@@ -602,6 +610,17 @@ class Station:
             box.mourning.append(request["q"])
             return None
         return {"ok": {}}
+
+    def do_freeze(self, request: FreezeRequest, _descriptors: list[int]) -> Answer:
+        """Have a sandbox's processes stand still, or go on; whether all of them do by now."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "its init has ended"}
+        box.frozen = request["frozen"]
+        done = box.group.freeze(box.frozen)
+        if done and box.frozen:
+            box.group.give_back()
+        return {"ok": {"done": done}}
 
     def do_run(self, request: NewRun, descriptors: list[int]) -> Answer | None:
         """A sandbox for one process. Answered only where that does not start: its end is news."""
@@ -648,6 +667,9 @@ class Station:
     def end(self, box: Box) -> None:
         """Begin the end of a sandbox: the kernel takes its whole namespace with the init."""
         box.ending = True
+        if box.frozen:
+            with contextlib.suppress(OSError):  # the init's end is the others', frozen or not
+                box.group.kill()  # which also keeps it from being another sandbox's
         box.close()
         os.kill(box.slot.init, signal.SIGKILL)
 

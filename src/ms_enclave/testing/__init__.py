@@ -26,8 +26,8 @@ except ModuleNotFoundError as error:
 
 # Else a failing assert of a suite would not say what the values were.
 _SUITES = """
-    _background _bounds _code _commands _files _kernels _life _manager _ports _shells _suite
-    _terminals _tool _watch
+    _background _bounds _code _commands _files _kernels _life _manager _pause _ports _shells
+    _suite _terminals _tool _watch
 """
 for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
@@ -40,6 +40,7 @@ from ms_enclave.testing._files import FilesContract
 from ms_enclave.testing._kernels import KernelContract
 from ms_enclave.testing._life import SandboxLifeContract
 from ms_enclave.testing._manager import SandboxManagerContract
+from ms_enclave.testing._pause import PauseContract
 from ms_enclave.testing._ports import PortsContract
 from ms_enclave.testing._shells import ShellContract
 from ms_enclave.testing._suite import SandboxSuite
@@ -53,6 +54,7 @@ __all__ = [
     "CommandContract",
     "FilesContract",
     "KernelContract",
+    "PauseContract",
     "PortsContract",
     "SandboxBoundsContract",
     "SandboxContract",
@@ -73,6 +75,7 @@ class SandboxContract(
     FilesContract,
     WatchContract,
     PortsContract,
+    PauseContract,
     SandboxBoundsContract,
     TerminalContract,
     ShellContract,

@@ -53,6 +53,25 @@ def test_what_is_seen_is_as_good(state: str | None, words: str | None) -> None:
     assert (reason is None) if words is None else (words in str(reason))
 
 
+def test_a_pause_of_our_own_is_heard_of_and_means_nothing() -> None:
+    story = Story()
+    story.own_pauses = 1  # it has been asked for, and is heard of before or after the answer
+    assert story.hear("pause", {}) is None
+    story.is_paused = True
+    assert story.see("paused") is None
+    assert story.hear("pause", {}) is None
+    story.is_paused = False
+    assert "somebody else" in str(story.hear("pause", {}))
+    assert "somebody else" in str(story.see("paused"))
+
+
+def test_a_pause_of_our_own_that_was_missed_does_not_hide_anothers() -> None:
+    story = Story()
+    story.own_pauses = 1
+    assert story.see("running") is None
+    assert "somebody else" in str(story.hear("pause", {}))
+
+
 class Engine:
     """Events and states as an engine would give them; each stream ends when it has no more."""
 
