@@ -435,6 +435,8 @@ class Writer:
                 f"        value = {expression}",
                 f"        return None if value is None else {wrapped}(value)",
             ]
+        elif many := next((name for name in WRAPPED if shown == f"list[{name}]"), None):
+            self.lines.append(f"        return [{many}(one) for one in {expression}]")
         elif shown == "None":
             self.lines.append(f"        {expression}")
         else:

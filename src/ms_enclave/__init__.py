@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from ms_enclave.model import (
         CellError,
+        Checkpoint,
         CommandInfo,
         CommandResult,
         Diagnosis,
@@ -126,6 +127,7 @@ __all__ = [
     "BackgroundCommand",
     "CapabilityError",
     "CellError",
+    "Checkpoint",
     "Command",
     "CommandInfo",
     "CommandNotFoundError",

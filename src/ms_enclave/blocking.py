@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ms_enclave.boxes._relay import Sink
     from ms_enclave.manager._policy import Clock
     from ms_enclave.model import (
+        Checkpoint,
         CommandInfo,
         CommandResult,
         FileEvent,
@@ -512,12 +513,20 @@ class Kernel:
         return self._target.get_info()
 
     def run(
-        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        atomic: bool | None = None,
+        on_input: OnInput | None = None,
     ) -> Execution:
         """Run a cell and wait for its end. What the cell does is a result, whatever it is.
 
         Args:
             timeout: seconds; the sandbox's own where None.
+            atomic: whether nothing of a cell stays that does not succeed, whatever became of it:
+                variables, open files, folder and the sandbox's files are then as before it, and a
+                kernel that it killed lives. What lies outside of the sandbox is not undone.
             on_input: called with the prompt when the cell calls `input`; what it gives is the
                 answer. One that is not async may block. Without it `input` raises in the cell.
 
@@ -525,14 +534,16 @@ class Kernel:
             ConfigError: the code is none, or longer than 8 MiB.
             SandboxStateError: the kernel is dead, or the sandbox is not running.
             SandboxLostError: the sandbox failed.
+            CapabilityError, ForkRefusedError: the cell cannot be atomic; it has not run.
         """
-        return call(self._target.run, code, timeout=timeout, on_input=on_input)
+        return call(self._target.run, code, timeout=timeout, atomic=atomic, on_input=on_input)
 
     def run_stream(
         self,
         code: str,
         *,
         timeout: float | None = None,
+        atomic: bool | None = None,
         on_input: OnInput | None = None,
         silent: bool = False,
         store_history: bool = True,
@@ -553,6 +564,7 @@ class Kernel:
             self._target.run_stream,
             code,
             timeout=timeout,
+            atomic=atomic,
             on_input=on_input,
             silent=silent,
             store_history=store_history,
@@ -805,6 +817,72 @@ class Sandbox:
     def list_kernels(self) -> list[KernelInfo]:
         """The kernels that it has, the dead ones too."""
         return call(self._target.list_kernels)
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Keep how it is now: its kernel, if one lives, and its files; to come back to it.
+
+        It goes on meanwhile. Those of a sandbox end with it. So many of them have the memory of
+        their kernels, the last ones, and older ones the files alone (`Checkpoint.memory`).
+
+        Args:
+            name: what it can be called by, beside its id; the last of that name is meant.
+
+        Raises:
+            CapabilityError: this kind of sandbox has none.
+            ForkRefusedError: something in it cannot be kept; `blockers` name it.
+        """
+        return call(self._target.checkpoint, name)
+
+    def rollback(self, checkpoint: Checkpoint | str) -> None:
+        """Be again as it was: its kernel with all variables, open files and the rest, and its
+        files. Whatever runs in it ends, and a kernel that died lives again.
+
+        Of a checkpoint without memory come the files, and its kernels are dead: see `restart`.
+
+        Raises:
+            CapabilityError: this kind of sandbox has no checkpoints.
+            ConfigError: it has none of that id or name.
+        """
+        call(self._target.rollback, checkpoint)
+
+    def tree(self) -> list[Checkpoint]:
+        """Its checkpoints, the oldest first; each names the one before it as its `parent`."""
+        return call(self._target.tree)
+
+    def fork(
+        self,
+        n: int = 1,
+        *,
+        at: Checkpoint | str | None = None,
+        reseed: bool = True,
+        sandbox_ids: Sequence[str] | None = None,
+    ) -> list[Sandbox]:
+        """Copies of this sandbox as it is now, each a sandbox of its own: all of them, or none.
+
+        Each has the kernel with its variables, imports and half consumed generators, its folder,
+        umask and signal handlers, its open files at the same places, and the sandbox's files as
+        they are at this moment. Each has an id, limits, a network and a life of its own, and none
+        sees what another one does from now on. Nothing is run again, and this one goes on as it is.
+        Needs a sandbox with exactly one kernel, between two cells.
+
+        Args:
+            n: how many.
+            at: a checkpoint to go on from instead, or its id or name.
+            reseed: whether the random generators of `random`, numpy and torch begin anew in each;
+                else all go on with the same numbers. Generators that the program made for itself go
+                on as they are.
+            sandbox_ids: the ids that they are to have, one for each; new ones where None.
+
+        Raises:
+            CapabilityError: this kind of sandbox cannot be forked.
+            ForkRefusedError: something in it cannot be; `blockers` name it. Nothing has changed.
+            ConfigError: `n` is no whole number from 1 on, an id is none or taken, or there is no
+                such checkpoint.
+        """
+        return [
+            Sandbox(one)
+            for one in call(self._target.fork, n, at=at, reseed=reseed, sandbox_ids=sandbox_ids)
+        ]
 
     def list_ports(self) -> list[PortInfo]:
         """The TCP ports on which programs of the sandbox take connections, sorted by port.

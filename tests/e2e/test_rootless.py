@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 SUITES = {
     "security": ("tests/security",),
-    "contract": ("tests/contract/test_sandbox.py", "tests/contract/test_kernels.py"),
+    "contract": (
+        "tests/contract/test_sandbox.py",
+        "tests/contract/test_kernels.py",
+        "tests/contract/test_forks.py",
+        "tests/e2e/test_forks.py",
+        "tests/e2e/test_checkpoints.py",
+    ),
 }
 NO_USERS = ("tests/security/test_fuzz.py",)
 """What has nothing to do with who runs it."""
@@ -32,6 +38,7 @@ LIVES = ("tests/e2e/test_keep.py", "tests/e2e/test_soak.py")
 CHOSEN = (
     "TestNoGroups or (TestProcess and (users or test_kernels))"
     " or (security and not NoGroupsSandbox and not test_landlock)"
+    " or ((test_forks or test_checkpoints) and (TestProcess or e2e) and not Http)"
 )
 """There are no groups here anyway; of the contract of files, whose rights count is what differs.
 The tier `landlock` is run as this user by a test of its own."""

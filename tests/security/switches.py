@@ -20,6 +20,7 @@ _ROOMY = (
     "test_control_with_limits_that_it_does_not_reach_a_bomb_goes_through"
 )
 _ROOTLESS = "tests/e2e/test_rootless.py::test_it_withstands_what_is_tried_as_an_ordinary_user"
+_FORKS = "tests/e2e/test_forks.py"
 _POLICY = "tests/unit/spawner/test_policy.py"
 _FILTER = "tests/unit/spawner/test_seccomp.py"
 _LIMITS = "tests/security/test_limits.py"
@@ -209,6 +210,39 @@ SWITCHES = (
             ("ipc", "NEWIPC"),
             ("cgroup", "NEWCGROUP"),
         )
+    ),
+    # --- forks
+    Switch(
+        "fork: the call that is ordered",
+        "spawner/tracer.py",
+        "    if seen != (_ENTRY, _X86_64, number, *order):\n",
+        "    if not seen:\n",
+        (
+            "tests/unit/spawner/test_tracer.py"
+            "::test_a_page_that_goes_for_another_call_is_refused_before_it_is_made",
+            f"{_FORKS}::test_a_program_that_owns_its_memory_gets_no_call_of_its_own",
+        ),
+    ),
+    Switch(
+        "fork: shared memory",
+        "spawner/checkpoints.py",
+        '        reasons += blockers.maps(_text(f"/proc/{pid}/maps"), mounts)\n',
+        "",
+        (f"{_FORKS}::test_memory_that_would_be_a_channel_is_refused",),
+    ),
+    Switch(
+        "fork: a program's own filters",
+        "spawner/checkpoints.py",
+        "        reasons += blockers.status(status, first)\n",
+        "",
+        (f"{_FORKS}::test_a_program_under_more_filters_of_its_own_is_refused",),
+    ),
+    Switch(
+        "fork: a thread's own filters",
+        "spawner/checkpoints.py",
+        "            for one in held\n",
+        "            for one in ()\n",
+        (f"{_FORKS}::test_a_thread_that_is_no_part_of_the_program_is_refused",),
     ),
     # --- the filter
     _allowed("tracing", "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import containers, kernels, measures, rivals, streams
+from ms_enclave.bench import containers, forks, kernels, measures, rivals, streams
 from ms_enclave.bench.figures import Figure, Promise
 from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
 
@@ -142,6 +142,18 @@ ROWS = (
         kernels.crowd,
         needs=("numpy",),
         once=True,
+    ),
+    Row(
+        "forks",
+        (
+            Figure(forks.FORK),
+            Figure(forks.CHECKPOINT),
+            Figure(forks.ROLLBACK),
+            Figure(forks.ATOMIC),
+        ),
+        forks.forks,
+        (forks.PLAIN,),
+        needs=("numpy", "pandas"),
     ),
     Row(
         "streams",

@@ -80,6 +80,12 @@ class Guests:
         for user in list(self._held):
             await self._drop(user)
 
+    async def renew(self) -> None:
+        """End all of them; the next call makes a new one."""
+        async with self._lock:
+            for user in list(self._held):
+                await self._drop(user)
+
     async def _find(self, user: User) -> _Held:
         held = self._living(user)
         if held is not None:

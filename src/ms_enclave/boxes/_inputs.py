@@ -25,6 +25,7 @@ __all__ = [
     "coerce_config",
     "coerce_limits",
     "command_argv",
+    "fork_ids",
     "merge_environment",
     "new_sandbox_id",
     "normalise_stdin",
@@ -46,6 +47,7 @@ ID_ALPHABET = "23456789abcdefghijkmnopqrstuvwxyz"
 """Letters of a sandbox id: none that is easily read as another."""
 
 _MOST_TAG = 200
+_MOST_FORKS = 10_000
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -69,6 +71,24 @@ def validate_sandbox_id(sandbox_id: object) -> str:
     if not isinstance(sandbox_id, str) or not _ID.match(sandbox_id):
         raise ConfigError(f"sandbox_id must be 1 to 64 letters, digits, _ or -: {sandbox_id!r}")
     return sandbox_id
+
+
+def fork_ids(n: object, given: Sequence[str] | None) -> list[str]:
+    """The ids of `n` forks.
+
+    Raises:
+        ConfigError: `n` is no whole number from 1 on, or more than there can ever be, or the given
+            ids are not so many, or none.
+    """
+    number = validate_count("n", n, 1)
+    if number > _MOST_FORKS:
+        raise ConfigError(f"{_MOST_FORKS} forks are the most at once, not {number}")
+    if given is None:
+        return [new_sandbox_id() for _ in range(number)]
+    ids = [validate_sandbox_id(one) for one in given]
+    if len(set(ids)) != number or len(ids) != number:
+        raise ConfigError(f"sandbox_ids must be {number} different ids, not {ids}")
+    return ids
 
 
 def coerce_config(

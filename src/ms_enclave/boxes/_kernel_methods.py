@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._life import Life
+from ms_enclave.errors import CapabilityError
 from ms_enclave.loop import on_loop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ms_enclave.boxes.kernels import Kernel, Kernels
+    from ms_enclave.boxes.kernels import Kernel, Kernels, Savepoint
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest
     from ms_enclave.model import IsolationReport, SandboxConfig
@@ -96,6 +97,12 @@ class KernelMethods(Life):
         async with self._using():
             return [] if self._kernels is None else self._kernels.list()
 
+    async def _savepoint(self, kernel: Kernel) -> Savepoint:
+        """Keep how it is before a cell: for boxes that have the capability `checkpoint`."""
+        del kernel
+        await self._require("checkpoint")  # says why not
+        raise CapabilityError("checkpoint")
+
     def _find_kernels(self) -> Kernels:
         if self._kernels is None:
             from ms_enclave.boxes.kernels import Home, Kernels
@@ -107,6 +114,7 @@ class KernelMethods(Life):
                     limits=lambda timeout: self.config.resolve_limits(None, timeout),
                     own=self._own,
                     tier=lambda: None if self._isolation is None else self._isolation.tier,
+                    savepoint=self._savepoint,
                 )
             )
         return self._kernels

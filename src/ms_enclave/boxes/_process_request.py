@@ -219,12 +219,13 @@ def capabilities(
     facts: Mapping[str, Any], layered: bool, *, network: bool = False
 ) -> frozenset[str]:
     """What a box can do, from what its station could get."""
-    del layered  # forks and checkpoints, which need it, are not built yet
     found = {"python", "kernel", "limits", "isolation", "terminals"}
     if network:
         found.add("network")
     if facts["kills_by_group"]:  # a group of version 2, which can also stand still
         found.add("pause")
+    if facts["traced"] and layered:
+        found |= {"fork", "checkpoint"}
     return frozenset(found)
 
 

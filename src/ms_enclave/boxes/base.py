@@ -31,8 +31,8 @@ from ms_enclave.boxes import _execution as execution
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._command_methods import CommandMethods
 from ms_enclave.boxes._environment import BASE_ENVIRONMENT
+from ms_enclave.boxes._fork_methods import ForkMethods
 from ms_enclave.boxes._guests import Guests
-from ms_enclave.boxes._kernel_methods import KernelMethods
 from ms_enclave.boxes._settings import Settings
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
@@ -100,7 +100,7 @@ class Keeping:
     """How long one without a `ttl` lives in all; None: for ever, but not without an owner."""
 
 
-class Sandbox(CommandMethods, KernelMethods, Ports):
+class Sandbox(CommandMethods, ForkMethods, Ports):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it

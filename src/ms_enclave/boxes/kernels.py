@@ -12,10 +12,10 @@ import inspect
 import logging
 import signal
 import time
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
@@ -26,6 +26,7 @@ from ms_enclave.boxes._execution import format_seconds, judge
 from ms_enclave.channel import kernel as channel
 from ms_enclave.errors import (
     ConfigError,
+    ForkRefusedError,
     SandboxLostError,
     SandboxStartError,
     SandboxStateError,
@@ -52,11 +53,26 @@ INTERRUPT_GRACE = 2.0
 _START_BOUND = 60.0
 """Seconds that a kernel may take to say that it is there: it may have much to import."""
 
+_GO_ON_BOUND = 10.0
+"""Seconds that a fork may take to say that it has what its original had."""
+
 _END_BOUND = 10.0
 _MOST_LATE = 1 << 20
 """Bytes of each stream, printed between cells, that are held for the next one."""
 
 _LAST_WORDS = 2000
+
+
+class Savepoint(Protocol):
+    """How a sandbox was before a cell."""
+
+    async def keep(self) -> None:
+        """The cell's doings stay."""
+        ...
+
+    async def undo(self) -> None:
+        """Nothing of them does."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,9 @@ class Home:
     own: Callable[[Callable[[], Awaitable[object]]], None]
     """Has something undone with the sandbox."""
     tier: Callable[[], str | None]
+    savepoint: Callable[[Kernel], Awaitable[Savepoint]]
+    """Keeps how the sandbox is before a cell of a kernel that has its turn. Raises CapabilityError
+    or ForkRefusedError."""
 
 
 class Kernel:
@@ -136,12 +155,20 @@ class Kernel:
     # --- cells ---
 
     async def run(
-        self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        atomic: bool | None = None,
+        on_input: OnInput | None = None,
     ) -> Execution:
         """Run a cell and wait for its end. What the cell does is a result, whatever it is.
 
         Args:
             timeout: seconds; the sandbox's own where None.
+            atomic: whether nothing of a cell stays that does not succeed, whatever became of it:
+                variables, open files, folder and the sandbox's files are then as before it, and a
+                kernel that it killed lives. What lies outside of the sandbox is not undone.
             on_input: called with the prompt when the cell calls `input`; what it gives is the
                 answer. One that is not async may block. Without it `input` raises in the cell.
 
@@ -149,11 +176,13 @@ class Kernel:
             ConfigError: the code is none, or longer than 8 MiB.
             SandboxStateError: the kernel is dead, or the sandbox is not running.
             SandboxLostError: the sandbox failed.
+            CapabilityError, ForkRefusedError: the cell cannot be atomic; it has not run.
         """
         if on_input is None:
-            return await self._run(code, timeout)
+            return await self._run(code, timeout, atomic=bool(atomic))
         last: Execution | None = None
-        async with aclosing(self.run_stream(code, timeout=timeout, on_input=on_input)) as events:
+        stream = self.run_stream(code, timeout=timeout, atomic=atomic, on_input=on_input)
+        async with aclosing(stream) as events:
             async for event in events:
                 last = event.execution
         if last is None:
@@ -165,6 +194,7 @@ class Kernel:
         code: str,
         *,
         timeout: float | None = None,
+        atomic: bool | None = None,
         on_input: OnInput | None = None,
         silent: bool = False,
         store_history: bool = True,
@@ -184,7 +214,7 @@ class Kernel:
         body = _execute_body(code, allow_input=on_input is not None)
         body |= {"silent": silent, "store_history": store_history and not silent}
         body["user_expressions"] = dict(user_expressions or {})
-        events = self._events(code, timeout, body)
+        events = self._events(code, timeout, body, atomic=bool(atomic))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -200,50 +230,76 @@ class Kernel:
             await session.process.send(channel.encode_input(session.cell.number, text))
 
     @on_loop
-    async def _run(self, code: str, timeout: float | None) -> Execution:
+    async def _run(self, code: str, timeout: float | None, *, atomic: bool) -> Execution:
         body = _execute_body(code, allow_input=False)
         async with self._home.using(), self._turn:
             session = await self._living()
             cell = self._new_cell(session, code, timeout, streamed=False)
-            await session.begin(cell, body)
-            try:
-                await session.see_to_its_end(cell)
-            except BaseException:
-                await session.break_off(cell, Verdict.CANCELLED)
-                raise
-            finally:
-                self._count_cell(cell)
+            async with self._saved_before(cell, atomic):
+                await self._see_through(session, cell, body)
             return cell.execution()
+
+    async def _see_through(self, session: _Session, cell: Cell, body: dict[str, Any]) -> None:
+        await session.begin(cell, body)
+        try:
+            await session.see_to_its_end(cell)
+        except BaseException:
+            await session.break_off(cell, Verdict.CANCELLED)
+            raise
+        finally:
+            self._count_cell(cell)
+
+    @asynccontextmanager
+    async def _saved_before(self, cell: Cell, atomic: bool) -> AsyncGenerator[None, None]:
+        """Have nothing of what happens in the block stay, unless the cell succeeds in it."""
+        if not atomic:
+            yield
+            return
+        saved = await self._home.savepoint(self)
+        succeeded = False
+        try:
+            yield
+            succeeded = cell.ended.is_set() and cell.execution().success
+        finally:
+            with anyio.CancelScope(shield=True):
+                await (saved.keep() if succeeded else saved.undo())
 
     @iterate_on_loop
     async def _events(
-        self, code: str, timeout: float | None, body: dict[str, Any]
+        self, code: str, timeout: float | None, body: dict[str, Any], *, atomic: bool
     ) -> AsyncGenerator[KernelEvent, None]:
         async with self._home.using():
             await self._turn.acquire()
-        watcher: asyncio.Task[None] | None = None
         try:
             session = await self._living()
             cell = self._new_cell(session, code, timeout, streamed=True)
-            await session.begin(cell, body)
-            watcher = asyncio.ensure_future(session.see_to_its_end(cell))
-            try:
-                while True:
-                    event = cell.next_event()
-                    if event is not None:
-                        yield event
-                    elif cell.ended.is_set():
-                        break
-                    else:
-                        async with self._home.using():
-                            await cell.news.wait()
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await session.break_off(cell, Verdict.CANCELLED)
-                    await watcher
-                self._count_cell(cell)
+            events = self._tell(session, cell, body)
+            async with self._saved_before(cell, atomic), aclosing(events):
+                async for event in events:
+                    yield event
         finally:
             self._turn.release()
+
+    async def _tell(
+        self, session: _Session, cell: Cell, body: dict[str, Any]
+    ) -> AsyncGenerator[KernelEvent, None]:
+        await session.begin(cell, body)
+        watcher = asyncio.ensure_future(session.see_to_its_end(cell))
+        try:
+            while True:
+                event = cell.next_event()
+                if event is not None:
+                    yield event
+                elif cell.ended.is_set():
+                    break
+                else:
+                    async with self._home.using():
+                        await cell.news.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await session.break_off(cell, Verdict.CANCELLED)
+                await watcher
+            self._count_cell(cell)
 
     def _new_cell(
         self, session: _Session, code: str, timeout: float | None, *, streamed: bool
@@ -287,6 +343,38 @@ class Kernel:
                 await session.break_off(cell, Verdict.CANCELLED)
                 raise
             return cell.reply
+
+    # --- forks ---
+
+    def _be_seen(self) -> Was:
+        """What it is now, beside its memory."""
+        session = self._session
+        greeting, count = ({}, 0) if session is None else (session.greeting, session.count)
+        return Was(self.name, self._request, greeting, count, self._count)
+
+    async def _be_over(self, reason: str) -> None:
+        """Be dead, for a reason that is not its own."""
+        if self._session is not None:
+            await self._session.end(Verdict.CANCELLED, reason)
+
+    @asynccontextmanager
+    async def _at_rest(self) -> AsyncGenerator[KernelProcess, None]:
+        """Its process between two cells: whoever asks for the next one waits.
+
+        Raises:
+            ForkRefusedError: it has a cell.
+            SandboxStateError: it is dead.
+        """
+        if self._turn.locked():
+            raise ForkRefusedError(blockers=[f"kernel {self.name} is running a cell"])
+        async with self._turn:
+            yield (await self._living()).process
+
+    def _put(self, session: _Session, count: int) -> _Session | None:
+        """Be another process from now on; returns what it was."""
+        before, self._session = self._session, session
+        self._count = count
+        return before
 
     # --- its life ---
 
@@ -385,6 +473,51 @@ class Kernels:
         self._spare = None
         return session
 
+    async def to_fork(self) -> Kernel:
+        """The only one that lives, with nothing beside it that nobody has asked for.
+
+        Raises:
+            ForkRefusedError: there is none, or more.
+        """
+        found = await self.at_most_one()
+        if found is None:
+            raise ForkRefusedError(blockers=["it has no kernel that lives"])
+        return found
+
+    async def at_most_one(self) -> Kernel | None:
+        """The same where there may be none."""
+        await self._end_spare()
+        living = [kernel for kernel in self._kernels.values() if kernel.status != "dead"]
+        if len(living) > 1:
+            raise ForkRefusedError(blockers=[f"kernel {kernel.name}" for kernel in living])
+        return living[0] if living else None
+
+    async def begin(
+        self, was: Was, start: Callable[[KernelRequest], Awaitable[KernelProcess]]
+    ) -> Another:
+        """Start what goes on from where a kernel was. The caller ends it, or puts it in place."""
+        self._own_all()
+        limits = self._home.limits(None)
+        process = await start(replace(was.request, limits=limits))
+        return Another(was, _Session(process, limits, was), limits)
+
+    async def put(self, another: Another | None) -> None:
+        """Have it in the place of all kernels that there are, which end; none, if it is None."""
+        was = None if another is None else another.was
+        for kernel in [*self._kernels.values()]:
+            if was is None or kernel.name != was.name:
+                await kernel._be_over("its sandbox was rolled back")  # pyright: ignore[reportPrivateUsage]
+        if was is None or another is None:
+            return
+        kernel = self._kernels.get(was.name)
+        if kernel is None:
+            kernel = Kernel(was.name, self._home, was.request)
+            kernel._forget = lambda: self._drop(kernel)  # pyright: ignore[reportPrivateUsage]
+            self._kernels[was.name] = kernel
+        before = kernel._put(another.session, was.cells)  # pyright: ignore[reportPrivateUsage]
+        if before is not None:
+            await before.end(Verdict.CANCELLED, "its sandbox was rolled back")
+
     def list(self) -> list[KernelInfo]:
         """What there is."""
         return [kernel.get_info() for kernel in self._kernels.values()]
@@ -395,11 +528,61 @@ class Kernels:
 
     async def aclose(self) -> None:
         """End all of them."""
-        for kernel in list(self._kernels.values()):
+        for kernel in [*self._kernels.values()]:
             await kernel.delete()
+        await self._end_spare()
+
+    async def _end_spare(self) -> None:
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare[1].end(Verdict.CANCELLED, "nobody has asked for it")
+
+
+@dataclass(frozen=True)
+class Was:
+    """What a kernel was at one moment, beside its memory."""
+
+    name: str
+    request: KernelRequest
+    greeting: dict[str, Any]
+    count: int
+    cells: int
+
+
+class Another:
+    """A process that goes on from where a kernel was, and is nobody's kernel yet."""
+
+    def __init__(self, was: Was, session: _Session, limits: ResolvedLimits) -> None:
+        self.was = was
+        self.session = session
+        self._limits = limits
+
+    async def go_on(self, body: Mapping[str, Any]) -> None:
+        """Have it be what the kernel was; `body` says what a copy of memory does not bring.
+
+        Raises:
+            ForkRefusedError: it cannot be that, or does not answer.
+            SandboxStartError: it has died.
+        """
+        session, name = self.session, self.was.name
+        cell = Cell(
+            channel.new_number(), "", self.was.count, self._limits, streamed=False, isolation=None
+        )
+        await session.begin(cell, {"op": "forked", **body})
+        with anyio.move_on_after(_GO_ON_BOUND):
+            await cell.ended.wait()
+        session.count = self.was.count
+        if session.death is not None:
+            raise SandboxStartError(f"A fork of kernel {name} died: {session.reason}")
+        if not cell.ended.is_set():
+            raise ForkRefusedError(blockers=[f"kernel {name} is busy with what no cell does"])
+        if cell.reply.get("status") != "ok":
+            said = str(cell.reply.get("evalue", ""))[:_LAST_WORDS]
+            raise ForkRefusedError(blockers=[f"what kernel {name} has open: {said}"])
+
+    async def end(self) -> None:
+        """It is not wanted. Idempotent."""
+        await self.session.end(Verdict.CANCELLED, "it was not wanted")
 
 
 async def _start(home: Home, request: KernelRequest) -> _Session:
@@ -416,9 +599,12 @@ async def _start(home: Home, request: KernelRequest) -> _Session:
 
 
 class _Session:
-    """One process of a kernel, from its start to its end."""
+    """One process of a kernel, from its start to its end; one that goes on from where another's
+    was (`was`) greets nobody."""
 
-    def __init__(self, process: KernelProcess, limits: ResolvedLimits) -> None:
+    def __init__(
+        self, process: KernelProcess, limits: ResolvedLimits, was: Was | None = None
+    ) -> None:
         self.process = process
         self.cell: Cell | None = None
         self.death: Verdict | None = None
@@ -430,6 +616,8 @@ class _Session:
         self._late: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         self._closed = False
         self._gone = anyio.Event()
+        if was is not None:
+            self._decoder.greeting, self.count = was.greeting, was.count
         process.listen(self._take)
         self._watcher = asyncio.ensure_future(self._watch())
 

@@ -22,6 +22,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._process_forks import Origin, ProcessForks
 from ms_enclave.boxes._process_fresh import MOST_STDIN, Fresh
 from ms_enclave.boxes._process_network import refuse_without_helper
 from ms_enclave.boxes._process_plan import RuntimePlan, closed_part, plan_runtime
@@ -78,7 +79,7 @@ class _Left:
 
 
 @register_sandbox("process")
-class ProcessSandbox(Sandbox):
+class ProcessSandbox(ProcessForks):
     """A sandbox of tier `namespace`, on any Linux from 5.12 on; see `docs/process.md`.
 
     Raises at its start IsolationUnavailableError where the machine does not allow the walls, with
@@ -88,7 +89,7 @@ class ProcessSandbox(Sandbox):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = WHOLE
+    offers = WHOLE | {"fork", "checkpoint"}
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -167,6 +168,7 @@ class ProcessSandbox(Sandbox):
 
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self._settings_of_process
+        self._kept = {}
         if self._left is not None:
             self._limits = config.resolve_limits()
             self._attach(self._left, stack)
@@ -174,15 +176,17 @@ class ProcessSandbox(Sandbox):
         if config.isolation == "gvisor":
             await self._open_gvisor(config, stack)
             return
-        station = await self._settle()
+        origin = self._origin
+        station = await self._settle() if origin is None else self._settle_beside(origin)
         keep = self._owner != PROCESS_WIDE
         stack.push_async_callback(stations.release, self._owner, station, keep=keep)
         self._station = station
-        if station.facts["root_mode"]:
+        if origin is None and station.facts["root_mode"]:
             _refuse_a_closed_python(self._plan)
         box = await station.open_box(
-            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost
-        )
+            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost,
+            checkpoint=None if origin is None else origin.checkpoint,
+        )  # fmt: skip
         stack.push_async_callback(self._close_box)
         stack.callback(self._show(box["init"], station.launcher))
         self._place = self._tier.place(config, box)
@@ -192,16 +196,28 @@ class ProcessSandbox(Sandbox):
             await _attach_network(station, self.id)
         if config.preload:
             await _prepare(station, list(config.preload))
-        self._environment = {
-            **self._environment, **self._plan.env, "HOME": self._place.work, **dict(self._place.env)
-        }  # fmt: skip
-        self._shell = self._plan.shell
+        await self._settle_in(origin)
         _require_guards(self._describe(), config.require or ())
         if self._keeping is not None:  # from here on it is whole, and may outlive us
             await station.keep_box(
                 self.id, self._note(config), ttl=config.ttl, most=self._keeping.seconds,
                 idle=config.idle_timeout,
             )  # fmt: skip
+
+    async def _settle_in(self, origin: Origin | None) -> None:
+        """Have an environment, and a kernel if it begins as somebody's fork."""
+        if origin is None:
+            self._environment = {
+                **self._environment, **self._plan.env, "HOME": self._place.work,
+                **dict(self._place.env),
+            }  # fmt: skip
+            self._shell = self._plan.shell
+            return
+        self._environment = dict(origin.sandbox._environment)
+        self._shell = origin.sandbox._shell
+        if origin.was is not None:
+            self._another = await self._begin_from(self.id, origin.checkpoint, origin.was)
+            self._own(self._another.end)  # until it is the kernel, nobody else does
 
     async def _open_gvisor(self, config: ProcessSandboxConfig, stack: AsyncExitStack) -> None:
         """Be one of tier `gvisor`, which has neither a station nor anything of one."""
@@ -437,7 +453,10 @@ class ProcessSandbox(Sandbox):
             remedy = "give this user control groups of version 2, see `ms-enclave doctor`"
             raise CapabilityError(capability, remedy=remedy)
         if capability in self.offers - {"network"} - self._capabilities:
-            raise CapabilityError(capability, remedy="use isolation='namespace'")
+            remedy = "use isolation='namespace'"
+            if capability in ("fork", "checkpoint") and isinstance(self._tier, Namespaces):
+                remedy = "forks take ptrace, and Linux 6.15 or newer for their files"
+            raise CapabilityError(capability, remedy=remedy)
         await super()._require(capability)
 
     async def _start_kernel(self, request: KernelRequest) -> KernelProcess:
@@ -456,6 +475,9 @@ class ProcessSandbox(Sandbox):
         fields["preload"] = modules
         document = requests.kernel_document(request, named)
         return kernels.StationKernel(*await station.spawn_kernel(self.id, document, fields))
+
+    async def _give_network(self, box: str) -> None:
+        await _attach_network(self._station, box)
 
     async def _look(self) -> None:
         if self._gvisor is None:

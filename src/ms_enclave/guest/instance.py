@@ -233,7 +233,7 @@ def be_kernel(request: "Request", source: int, target: int) -> None:
         _import_what_can_be(request["preload"])
     kernel: Any = _kernel
     _after_copy(request.get("seed"))
-    kernel.serve(source, target)
+    kernel.serve(source, target, _after_fork)
 
 
 _OWN_NEEDS = ("linecache", "random", "types")
@@ -510,9 +510,7 @@ def _after_copy(seed: "Optional[int]") -> None:
     What is imported later is as new as it can be, unless a seed is wanted.
     """
     loaded = sys.modules
-    threading = loaded.get("threading")
-    if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
-        threading.main_thread()._set_native_id()
+    _renew_thread_id()
     if seed is not None:
         _seed_random(seed)
     elif "random" in loaded:
@@ -528,6 +526,25 @@ def _after_copy(seed: "Optional[int]") -> None:
         loaded["ssl"].RAND_add(os.urandom(48), 48.0)
     if "uuid" in loaded:
         setattr(loaded["uuid"], "_last_timestamp", None)  # noqa: B010 - not in its type
+
+
+def _renew_thread_id() -> None:
+    threading = sys.modules.get("threading")
+    if threading is not None and hasattr(threading.main_thread(), "_set_native_id"):
+        threading.main_thread()._set_native_id()
+
+
+def _after_fork(reseed: bool) -> None:
+    """The same for a copy of a kernel that has run cells; without `reseed` its generators go on as
+    the other's do, and only what is to be secret is renewed."""
+    global _numpy_state
+    _numpy_state = None  # its own way also forgets what numpy has drawn ahead
+    if reseed:
+        _after_copy(None)
+        return
+    _renew_thread_id()
+    if "ssl" in sys.modules:
+        sys.modules["ssl"].RAND_add(os.urandom(48), 48.0)
 
 
 def _seed_random(seed: int) -> None:

@@ -34,7 +34,7 @@ if "%s.kernel_light" % __package__ not in sys.modules:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, Callable, NoReturn
 
     from .kernel_plain import Shell
 
@@ -77,8 +77,17 @@ def make_ready() -> None:
     sys.path.insert(0, "")
 
 
-def serve(source: int, target: int) -> NoReturn:
-    """Be a kernel: read from one descriptor, write to the other (they may be the same one)."""
+_renew: Callable[[bool], object] | None = None
+
+
+def serve(source: int, target: int, renew: Callable[[bool], object] | None = None) -> NoReturn:
+    """Be a kernel: read from one descriptor, write to the other (they may be the same one).
+
+    `renew` is what a fork of it does to be another than it; it is told whether random numbers are
+    to be others, too.
+    """
+    global _renew
+    _renew = renew
     make_ready()
     _begin(source, target)
     while True:
@@ -142,10 +151,55 @@ def _answer(link: Link, number: int, body: dict[str, Any]) -> None:
     """Do one request, and say that it is done, whatever it did."""
     link.call = number
     operation = body.get("op")
-    answer = _execute(link, body) if operation == "execute" else _ask(operation, body)
+    if operation == "execute":
+        answer = _execute(link, body)
+    elif operation == "forked":
+        answer = _go_on(body)
+    else:
+        answer = _ask(operation, body)
     if link.detached:
         os._exit(0)  # a fork of the kernel has come to the end of the cell: it is nobody's kernel
     link.send_json(protocol.RESULT, _clipped(answer))
+
+
+# --- as a fork ----------------------------------------------------------------------------------
+
+
+def _go_on(body: dict[str, Any]) -> dict[str, Any]:
+    """This process is a copy of the kernel that waited for its next request: have what a copy of
+    memory does not bring."""
+    try:
+        os.umask(int(body["umask"]))
+        os.chdir(body["cwd"])
+        for row in body["files"]:
+            _open_again(row)
+        if _renew is not None:
+            _renew(bool(body["reseed"]))
+    except Exception as error:  # noqa: BLE001 - whatever it stumbles over, this is its only report
+        return {"status": "error", "ename": type(error).__name__, "evalue": _text(error)[:1000]}
+    return {"status": "ok"}
+
+
+def _open_again(row: dict[str, Any]) -> None:
+    """Have a descriptor as the original has it: an open file of its own, at the same place."""
+    number = int(row["fd"])
+    if row.get("closed"):
+        os.close(number)
+        return
+    inheritable = not row["cloexec"]
+    if "same" in row:
+        os.dup2(int(row["same"]), number, inheritable)
+        return
+    opened = os.open(row["path"], int(row["flags"]) | os.O_CLOEXEC)
+    try:
+        if row["offset"]:
+            os.lseek(opened, int(row["offset"]), os.SEEK_SET)
+    finally:
+        if opened != number:
+            os.dup2(opened, number, inheritable)
+            os.close(opened)
+        else:
+            os.set_inheritable(number, inheritable)
 
 
 def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:

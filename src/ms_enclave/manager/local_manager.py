@@ -409,6 +409,8 @@ class LocalSandboxManager(SandboxManager):
     def _register(
         self, sandbox: Sandbox, ttl: float | None, *, age: timedelta = timedelta()
     ) -> None:
+        from ms_enclave.boxes._fork_methods import Family
+
         now = self._clock()
         idle = sandbox.config.idle_timeout
         self._sandboxes[sandbox.id] = sandbox
@@ -417,7 +419,28 @@ class LocalSandboxManager(SandboxManager):
             stamp=sandbox.created_at,
             expires_at=None if ttl is None else now + timedelta(seconds=ttl),
         )
+        family = Family(self._adopting, self._disown)
+        sandbox._family = family  # pyright: ignore[reportPrivateUsage]
         self._look_within(min(ttl or math.inf, idle or math.inf))
+
+    # --- forks of what is listed: see `boxes._fork_methods.Family` ---
+
+    @asynccontextmanager
+    async def _adopting(self, fork: Sandbox) -> AsyncGenerator[None, None]:
+        """Have a sandbox listed that one of these has made, and that is started in the block."""
+        if fork.id in self._sandboxes:
+            raise ConfigError(f"sandbox_id is taken: {fork.id}")
+        self._require_running()
+        self._register(fork, fork.config.ttl)
+        try:
+            yield
+        except BaseException:
+            self._forget(fork)
+            raise
+
+    async def _disown(self, fork: Sandbox) -> None:
+        """End and forget a sandbox that one of these has made."""
+        await self._destroy(fork)
 
     def _forget(self, sandbox: Sandbox) -> None:
         if self._sandboxes.get(sandbox.id) is sandbox:

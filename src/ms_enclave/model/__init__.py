@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ms_enclave.model.checkpoints import Checkpoint
 from ms_enclave.model.commands import CommandInfo, OutputChunk, OutputEvent
 from ms_enclave.model.config import (
     DockerNotebookConfig,
@@ -53,6 +54,7 @@ from ms_enclave.model.results import (
 __all__ = [
     "DEFAULT_POOL_EXECUTION_TIMEOUT",
     "CellError",
+    "Checkpoint",
     "CommandInfo",
     "CommandResult",
     "Diagnosis",

@@ -47,6 +47,7 @@ __all__ = [
     "clone",
     "close_range",
     "come_back",
+    "copy_of",
     "drop_all_capabilities",
     "drop_bounding_set",
     "end_at_once",
@@ -276,6 +277,11 @@ def open_tree(path: str, *, links: bool = True) -> int:
         return call("open_tree", found, b"", flags | _AT_EMPTY_PATH)
     finally:
         os.close(found)
+
+
+def copy_of(tree: int) -> int:
+    """A detached copy of the mount that a descriptor is the root of, and of what is below it."""
+    return call("open_tree", tree, b"", TREE_COPY | _AT_EMPTY_PATH)
 
 
 def openat2(folder: int, path: bytes, flags: int, resolve: int) -> int:

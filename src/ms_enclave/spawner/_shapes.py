@@ -6,15 +6,20 @@ Never imported when running: a station starts with as few modules as it can.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 __all__ = [
     "Answer",
     "BindRow",
     "BoxLimits",
     "BoxRequest",
+    "CheckpointRequest",
     "ErrorRow",
     "ExitRow",
+    "FileRow",
     "FreezeRequest",
     "GroupRow",
     "GvisorPlan",
@@ -28,6 +33,7 @@ __all__ = [
     "PrepareRequest",
     "ProcessRequest",
     "RenewRequest",
+    "ReplaceRequest",
     "ResourceLimits",
     "RunRequest",
     "SignalRequest",
@@ -190,10 +196,11 @@ class TerminalRequest(BoxRequest):
 
 
 class OpenRequest(BoxRequest):
-    """Give a sandbox a slot."""
+    """Give a sandbox a slot; `checkpoint`, if there, names what it begins with."""
 
     user: list[int]
     limits: BoxLimits
+    checkpoint: NotRequired[str]
 
 
 class KeepRequest(BoxRequest):
@@ -211,8 +218,9 @@ class RenewRequest(BoxRequest):
 
 
 class SpawnRequest(BoxRequest):
-    """Start a process in a sandbox."""
+    """Start a process in a sandbox; `checkpoint`, if there, names what it goes on from."""
 
+    checkpoint: NotRequired[str]
     kind: str
     process: int
     user: list[int]
@@ -250,6 +258,34 @@ class SignalRequest(ProcessRequest):
     """Send a signal to a process."""
 
     signal: int
+
+
+class CheckpointRequest(BoxRequest):
+    """Keep what a kernel and its sandbox's files are now, under a name; without a process, the
+    files; `passing`: for a moment. `drop` and `thin` have the name alone."""
+
+    checkpoint: str
+    process: NotRequired[int]
+    passing: NotRequired[bool]
+
+
+class ReplaceRequest(BoxRequest):
+    """Have another sandbox have a sandbox's name, and what is kept under it."""
+
+    by: str
+
+
+class FileRow(TypedDict, total=False):
+    """What a fork has to open to have the descriptor `fd`: a file, the same open file as another
+    descriptor's, or nothing."""
+
+    fd: int
+    path: str
+    flags: int
+    offset: int
+    same: int
+    closed: bool
+    cloexec: bool
 
 
 class PrepareRequest(TypedDict):

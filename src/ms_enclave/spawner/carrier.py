@@ -38,6 +38,11 @@ __all__ = [
 
 _CLONE, _MMAP, _RSEQ = 56, 9, 334
 _PIDFD_OPEN, _SETNS, _CLOSE_RANGE = 434, 308, 436
+_RECVMSG, _DUP2, _DONT_WAIT = 47, 33, 0x40
+_SET_ROBUST_LIST, _ROBUST_LENGTH = 273, 24
+_THREAD = 0x01250F00 | 0x80000  # VM FS FILES SIGHAND THREAD SYSVSEM CLEARTID SETTID, and SETTLS
+_STREAMS = 3
+_FIRST_FREE = 4  # descriptor of a new process, which has its channel as 3
 _CLONE_PARENT_CHILD = 0x8000 | 17
 _BIRTH = 0x01008000  # CLONE_CHILD_SETTID, CLONE_PARENT
 _CLONE_SHARED = 0x900  # CLONE_VM, CLONE_SIGHAND
@@ -54,7 +59,8 @@ _READ_EXECUTE, _READ_WRITE, _NEW, _IN_PLACE = (
 _MOST_DESCRIPTORS = 32
 _MOST_STATUS = 1 << 16
 _CLONE_ARGUMENTS = 96  # bytes from one to the next
-_MESSAGE, _VECTOR, _BYTE, _NUMBER, _CONTROL, _CONTROL_LENGTH = 480, 544, 560, 568, 576, 256
+_MESSAGE, _VECTOR, _BYTE, _NUMBER, _CONTROL, _CONTROL_LENGTH = 576, 640, 656, 664, 672, 256
+_SHARED, _SHARED_NUMBERED = 2, 5  # ways to be born
 _JOINED = 6  # the descriptor in which blob.S has the group that a child is born in
 _WALLED = b"\nCapInh:\t%s\nCapPrm:\t%s\nCapEff:\t%s\nCapBnd:\t%s\nCapAmb:\t%s\n" % (
     (b"0" * 16,) * 5
@@ -66,16 +72,31 @@ _THREAD_AREA = 0x800
 class Carrier:
     """A stopped, seized process with the code page in it.
 
-    `state` is where its copies go on; `page` has the code and `data` what its calls point to;
-    `thread_id` is the address at which libc keeps the thread's id, which the kernel rewrites in
-    each copy.
+    `state` is where its copies go on, and may be what a program of a user's had in its registers;
+    `orders` is what those begin from that we have it or its copies do. `page` has the code and
+    `data` what its calls point to; `thread_id` is the address at which libc keeps the thread's id,
+    which the kernel rewrites in each copy.
     """
 
-    __slots__ = ("away", "data", "packed", "page", "pid", "state", "thread_id")
+    __slots__ = (
+        "away", "data", "orders", "packed", "page", "pid", "state", "thread_id", "threads",
+    )  # fmt: skip
 
-    def __init__(self, pid: int, state: tracer.State, page: int, data: int, thread_id: int) -> None:
+    def __init__(
+        self,
+        pid: int,
+        state: tracer.State,
+        page: int,
+        data: int,
+        thread_id: int,
+        orders: tracer.State | None = None,
+    ) -> None:
         self.pid = pid
         self.state = state
+        self.orders = state if orders is None else orders
+        self.threads: list[tracer.State] = []
+        """Further threads that its copies have."""
+
         self.page = page
         self.data = data
         self.thread_id = thread_id
@@ -105,21 +126,26 @@ class Carrier:
         return cls(pid, state, page, data, thread_id)._filled()
 
     @classmethod
-    def of_copy(cls, pid: int, bare: Carrier, state: tracer.State) -> Carrier:
+    def of_copy(
+        cls, pid: int, origin: Carrier, state: tracer.State, *, shares_nothing: bool = False
+    ) -> Carrier:
         """Make a carrier of a stopped copy of memory that somebody hostile may have written.
 
-        Its pages are made anew: what ran there may have changed them, or may share them. `bare` is
-        the carrier that the memory began as, `state` where the copies go on.
+        Its pages are made anew: what ran there may have changed them, or may share them. `origin`
+        is the carrier that the memory began as, `state` where the copies go on.
         Raises tracer.TraceError if anything in it is memory that its copies would share, which
-        would lead from one sandbox into another.
+        would lead from one sandbox into another; with `shares_nothing` somebody has looked already.
         """
-        with open(f"/proc/{pid}/smaps", "rb", buffering=-1) as file:
-            for line in file:
-                if line.startswith(b"VmFlags:") and {b"sh", b"mw"} <= {*line.split()}:
-                    raise tracer.TraceError("it shares memory, which every sandbox would then do")
-        for place, rights in ((bare.data, _READ_WRITE), (bare.page, _READ_EXECUTE)):
-            _expect(pid, bare.state, bare.page, _MMAP, place, _PAGE, rights, _IN_PLACE, -1, 0)
-        return cls(pid, state, bare.page, bare.data, bare.thread_id)._filled()
+        if not shares_nothing:
+            _refuse_shared_memory(pid)
+        orders, page, data = origin.orders, origin.page, origin.data
+        for place, rights in ((data, _READ_WRITE), (page, _READ_EXECUTE)):
+            _expect(pid, orders, page, _MMAP, place, _PAGE, rights, _IN_PLACE, -1, 0)
+        return cls(pid, state, page, data, origin.thread_id, orders)._filled()
+
+    def shadow_of(self, pid: int) -> Carrier:
+        """The carrier that `pid` is, a copy of this one that shares a kernel's memory."""
+        return Carrier(pid, self.orders, self.page, self.data, self.thread_id, self.orders)
 
     def _filled(self) -> Carrier:
         _write(self.pid, self.page, BLOB)
@@ -132,7 +158,7 @@ class Carrier:
             _come_back(self.pid, self)
             self.away = False
         result, made = tracer.system_call(
-            self.pid, self.state, self.page, _CLONE, _CLONE_PARENT_CHILD
+            self.pid, self.orders, self.page, _CLONE, _CLONE_PARENT_CHILD
         )
         if result < 0 or made is None:
             raise OSError(-result, f"copying a carrier: {os.strerror(-result)}")
@@ -146,10 +172,15 @@ class Birth:
     `group` its control group, which it joins before it owns a page of its own; `limits` maps
     RLIMIT_* to (soft, hard); `processors` is the set of CPUs it may use; `single` whether nobody
     else is ever to be made in the slot as long as it lives, so that it needs to share less with it;
-    `taken` are processors on which it would have to wait.
+    `taken` are processors on which it would have to wait; `number` is its pid inside, None for the
+    next one; with `streams` the first byte in its channel has three descriptors with it, which it
+    has as its standard streams when it goes on.
     """
 
-    __slots__ = ("channel", "group", "limits", "processors", "single", "slot", "taken", "user")
+    __slots__ = (
+        "channel", "group", "limits", "number", "processors", "single", "slot", "streams", "taken",
+        "user",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -162,6 +193,8 @@ class Birth:
         *,
         single: bool = False,
         taken: set[int] | frozenset[int] = frozenset(),
+        number: int | None = None,
+        streams: bool = False,
     ) -> None:
         self.slot = slot
         self.channel = channel
@@ -171,6 +204,8 @@ class Birth:
         self.processors = processors
         self.single = single
         self.taken = taken
+        self.number = number
+        self.streams = streams
 
 
 class Line:
@@ -232,25 +267,29 @@ def instantiate(carrier: Carrier, birth: Birth, line: Line) -> int:
     return kernel
 
 
-def instantiate_with_shadow(carrier: Carrier, birth: Birth, line: Line) -> tuple[int, int]:
+def instantiate_with_shadow(carrier: Carrier, birth: Birth, line: Line) -> tuple[int, Carrier]:
     """The same, and a carrier of it: a stopped process outside that shares its memory, from which
     copies of it can be made, and which is the caller's to kill."""
     shadow = carrier.copy()
     kernel = None
+    way = _SHARED
     try:
         birth.group.admit(shadow, stays=True)
-        kernel = _bear(shadow, carrier, birth, line, 2, [line.home, line.home])
+        if birth.number is not None:
+            way = _SHARED_NUMBERED
+            _write(shadow, carrier.data + _NUMBER, struct.pack("=I", birth.number))
+        kernel = _bear(shadow, carrier, birth, line, way, [line.home, line.home])
         _let_go(kernel, carrier, birth, entered=False)
     except BaseException as error:
         tracer.end_made(kernel or 0, shadow, error)
         raise
-    return kernel, shadow
+    return kernel, carrier.shadow_of(shadow)
 
 
 def _call_data(address: int, thread_id: int) -> bytes:
-    """What the calls of blob.S point to, for a page at `address`: five ways to be born (into a
-    control group, where the carrier is, there and sharing its memory, and the first two with a
-    number and an IPC namespace of its own), and where descriptors come.
+    """What the calls of blob.S point to, for a page at `address`: six ways to be born (into a
+    control group, where the carrier is, there and sharing its memory, the first two with a number
+    and an IPC namespace of its own, and the third with a number), and where descriptors come.
     """
     number = address + _NUMBER
     ways = (
@@ -259,28 +298,35 @@ def _call_data(address: int, thread_id: int) -> bytes:
         (_BIRTH | _CLONE_SHARED, 0, 0),
         (_BIRTH | _CLONE_INTO_CGROUP | calls.CLONE_NEWIPC, number, _JOINED),
         (_BIRTH | calls.CLONE_NEWIPC, number, 0),
+        (_BIRTH | _CLONE_SHARED, number, 0),
     )
     born = [
         struct.pack("=3Q5Q3Q8x", way, 0, thread_id, *[0] * 5, chosen, chosen and 1, group)
         for way, chosen, group in ways
     ]
-    message = struct.pack(
+    message = _message(address)
+    return b"".join(born) + message + struct.pack("=QQQI", address + _BYTE, 1, 0, _FIRST)
+
+
+def _message(address: int) -> bytes:
+    """A struct msghdr in the page at `address` for one byte and what comes with it."""
+    return struct.pack(
         "=6QI12x", 0, 0, address + _VECTOR, 1, address + _CONTROL, _CONTROL_LENGTH, 0
     )
-    return b"".join(born) + message + struct.pack("=QQQI", address + _BYTE, 1, 0, _FIRST)
 
 
 def _bear(
     source: int, carrier: Carrier, birth: Birth, line: Line, way: int, more: list[int]
 ) -> int:
     """A child of `source`, whose memory no untrusted task maps, in the slot's pid namespace."""
-    registers = tracer.Registers.from_buffer_copy(carrier.state.registers)
+    shared = way in (_SHARED, _SHARED_NUMBERED)
+    registers = tracer.Registers.from_buffer_copy(carrier.orders.registers)
     registers.rip = carrier.page + ENTRY_CARRIER
     registers.rax, registers.orig_rax = 0, 2**64 - 1
     registers.rdi = carrier.data + _MESSAGE
     registers.rsi = carrier.data + way * _CLONE_ARGUMENTS
-    registers.r12 = int(way != 2)  # a shadow has to come back while it can still be trusted
-    registers.r13 = _ENTERED & ~calls.CLONE_NEWIPC if way > 2 else _ENTERED
+    registers.r12 = int(not shared)  # a shadow has to come back while it can still be trusted
+    registers.r13 = _ENTERED if shared or way < _SHARED else _ENTERED & ~calls.CLONE_NEWIPC
     registers.r14 = carrier.state.rseq_pointer
     registers.r15 = carrier.state.rseq_signature << 32 | carrier.state.rseq_length
     registers.rbx = birth.user[1] << 32 | birth.user[0]
@@ -319,9 +365,9 @@ def _run_carrier(source: int, carrier: Carrier, registers: tracer.Registers) -> 
 
 def _come_back(source: int, carrier: Carrier) -> None:
     """Undo what a birth has done before it failed: the next children are to be born outside."""
-    own = _expect(source, carrier.state, carrier.page, _PIDFD_OPEN, 1, 0)
-    _expect(source, carrier.state, carrier.page, _SETNS, own, calls.CLONE_NEWPID)
-    _expect(source, carrier.state, carrier.page, _CLOSE_RANGE, 4, 2**32 - 1, 0)
+    own = _expect(source, carrier.orders, carrier.page, _PIDFD_OPEN, 1, 0)
+    _expect(source, carrier.orders, carrier.page, _SETNS, own, calls.CLONE_NEWPID)
+    _expect(source, carrier.orders, carrier.page, _CLOSE_RANGE, 4, 2**32 - 1, 0)
 
 
 def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> None:
@@ -335,12 +381,66 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> No
     os.sched_setaffinity(kernel, away or birth.processors)
     check_walls(kernel)
     birth.group.settle(kernel, birth.slot.outside(birth.user), entered=entered)
+    if birth.streams:
+        _take_streams(kernel, carrier)
+        _set_robust_list(kernel, carrier, carrier.state)
+    threads = [_add_thread(kernel, carrier, state) for state in carrier.threads]
     tracer.load_state(kernel, carrier.state)
+    for thread in threads:
+        os.sched_setaffinity(thread, birth.processors)
+        tracer.detach(thread)
     tracer.detach(kernel)
     if away:
         # It runs by now: a refusal cannot be one of the whole any more, and leaves it with less.
         with contextlib.suppress(OSError):
             os.sched_setaffinity(kernel, birth.processors)
+
+
+def _add_thread(kernel: int, carrier: Carrier, state: tracer.State) -> int:
+    """One more thread of a process that is about to run, stopped where another one was. It has no
+    more rights than who makes it. Its own id stands where libc looks for it."""
+    area = state.registers.fs_base
+    own_id = area + carrier.thread_id - carrier.orders.registers.fs_base
+    result, thread = tracer.system_call(
+        kernel, carrier.orders, carrier.page, _CLONE, _THREAD, 0, 0, own_id, area
+    )
+    if result < 0 or thread is None:
+        raise OSError(-result, f"making a thread: {os.strerror(-result)}")
+
+    _set_robust_list(thread, carrier, state)
+    if state.rseq_pointer:
+        _expect(
+            thread, carrier.orders, carrier.page, _RSEQ, state.rseq_pointer, state.rseq_length, 0,
+            state.rseq_signature,
+        )  # fmt: skip
+    tracer.load_state(thread, state)
+    return thread
+
+
+def _set_robust_list(thread: int, carrier: Carrier, state: tracer.State) -> None:
+    if state.robust:
+        _expect(
+            thread, carrier.orders, carrier.page, _SET_ROBUST_LIST, state.robust, _ROBUST_LENGTH
+        )
+
+
+def _take_streams(kernel: int, carrier: Carrier) -> None:
+    """Have a process whose memory nobody else uses yet take what is first in its channel: a byte,
+    and descriptors that become 0, 1 and 2. It has no rights by now but those it is to have."""
+    _write(kernel, carrier.data + _MESSAGE, _message(carrier.data))
+
+    def call(number: int, *arguments: int) -> int:
+        return _expect(kernel, carrier.orders, carrier.page, number, *arguments)
+
+    call(_RECVMSG, 3, carrier.data + _MESSAGE, _DONT_WAIT)
+    came = [_FIRST_FREE + place for place in range(_STREAMS)]
+    head = struct.pack("=QII", 16 + 4 * _STREAMS, socket.SOL_SOCKET, socket.SCM_RIGHTS)
+    expected = head + struct.pack(f"={_STREAMS}i", *came)
+    if _read(kernel, carrier.data + _CONTROL, len(expected)) != expected:
+        raise tracer.TraceError(f"{kernel} was not given its streams")
+    for number, descriptor in enumerate(came):
+        call(_DUP2, descriptor, number)
+    call(_CLOSE_RANGE, _FIRST_FREE, 2**32 - 1, 0)
 
 
 @functools.cache
@@ -373,6 +473,13 @@ def check_walls(pid: int) -> None:
     ]
     if held or rows[b"NoNewPrivs"] != b"1" or rows[b"Seccomp"] != b"2":
         raise tracer.TraceError(f"{pid} would have run with {held}, {rows[b'Seccomp']!r}")
+
+
+def _refuse_shared_memory(pid: int) -> None:
+    with open(f"/proc/{pid}/smaps", "rb", buffering=-1) as file:
+        for line in file:
+            if line.startswith(b"VmFlags:") and {b"sh", b"mw"} <= {*line.split()}:
+                raise tracer.TraceError("it shares memory, which every sandbox would then do")
 
 
 def _expect(pid: int, state: tracer.State, page: int, number: int, *arguments: int) -> int:

@@ -548,6 +548,7 @@ class Group:
         self._made = 0
         self.lent = False
         self.limits: tuple[int | None, int | None, float | None] = (None, None, None)
+        self._ours = 0
         made: list[Hierarchy] = []
         try:
             for hierarchy in station.hierarchies:
@@ -659,6 +660,18 @@ class Group:
             else:
                 self._write(hierarchy, "cpu.max", f"{quota} {_PERIOD}")
 
+    def make_room(self, more: int) -> None:
+        """Let so many processes more be in it, and in the sandbox's that it is below, which are
+        ours and none of the sandbox's; fewer, if that is below zero. Version 1 does not count them:
+        see `admit`."""
+        hierarchy = self._with("pids")
+        if hierarchy is None or hierarchy.version == 1:
+            return
+        for group in (self, self._parent):
+            if group is not None and group.limits[1] is not None:
+                group._ours += more
+                group._write(hierarchy, "pids.max", str(group.limits[1] + group._ours))
+
     @property
     def is_held(self) -> bool:
         """Whether processor time may have run out in it, or in the sandbox's that it is below."""
@@ -760,7 +773,7 @@ class Group:
             figures.peak_memory = int(peak) if peak else None
         if hierarchy := self._with("pids"):
             most = self._read(hierarchy, "pids.peak")  # since Linux 6.1
-            figures.processes = int(most) if most else None
+            figures.processes = int(most) - self._ours if most else None
         figures.cpu = self.cpu()
         return figures
 

@@ -260,12 +260,16 @@ class StationClient:
 
     async def open_box(
         self, name: str, user: tuple[int, int], limits: Mapping[str, Any],
-        on_lost: Callable[[str], object],
+        on_lost: Callable[[str], object], *, checkpoint: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself."""
+        """Give a sandbox a slot of its own. `on_lost` hears if it ends by itself; it begins with
+        the files of a checkpoint, if one is named."""
         self._boxes[name] = on_lost
+        fields: dict[str, Any] = {"box": name, "user": user, "limits": dict(limits)}
+        if checkpoint is not None:
+            fields["checkpoint"] = checkpoint
         try:
-            return await self.ask("open", box=name, user=user, limits=dict(limits))
+            return await self.ask("open", **fields)
         except BaseException:
             self._boxes.pop(name, None)
             if self.alive:
@@ -428,11 +432,21 @@ class StationClient:
         """Start a kernel; returns its process and the connected end of its channel."""
         return await self._start(box, "kernel", document, fields, stdin=False)
 
+    async def spawn_fork(
+        self, box: str, checkpoint: str, fields: Mapping[str, Any]
+    ) -> tuple[StationProcess, socket.socket]:
+        """Start what a kernel was when a checkpoint was made; as `spawn_kernel`."""
+        more = {**fields, "checkpoint": checkpoint}
+        return await self._start(box, "kernel", None, more, stdin=False)
+
     async def _start(
-        self, box: str, kind: str, document: Mapping[str, Any], fields: Mapping[str, Any],
+        self, box: str, kind: str, document: Mapping[str, Any] | None, fields: Mapping[str, Any],
         *, stdin: bool, terminal: HostTerminal | None = None, behind: bool = False,
     ) -> tuple[StationProcess, socket.socket]:  # fmt: skip
-        """A started process and our end of its channel, or nothing that is left of it."""
+        """A started process and our end of its channel, or nothing that is left of it.
+
+        One without a document goes on from somewhere, and is given its streams alone.
+        """
         with _preparing():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -445,7 +459,10 @@ class StationClient:
         try:
             with theirs:
                 with _preparing():
-                    send_request(ours, document, process.inner_ends)
+                    if document is None:
+                        socket.send_fds(ours, [b"F"], list(process.inner_ends))
+                    else:
+                        send_request(ours, document, process.inner_ends)
                 answer = await self.ask(
                     "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
                 )

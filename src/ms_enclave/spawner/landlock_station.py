@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         User,
     )
     from .cgroups import Figures, Group
+    from .checkpoints import Checkpoint
     from .slot import Slot
     from .store import Store
 
@@ -490,16 +491,17 @@ class _Doors(zygote.Zygotes):
     def spawn(
         self, request: SpawnRequest, place: Slot, channel: int, user: User, group: Group,
         limits: ResourceLimits, processors: set[int], *, single: bool,
-    ) -> int:  # fmt: skip
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[int, None]:  # fmt: skip
         yard: Any = place
-        del user, single
+        del user, single, checkpoint
         words = [*self.plan["python"], "-I", "-S", "-X", "utf8"]
         words += [f"{self.station.walls['guest']}/boot.py", "cold"]
         order = {
             "words": words, "env": zygote.ENVIRONMENT, "rlimits": self.limits(limits, yard),
             "processors": sorted(processors),
         }  # fmt: skip
-        return self._spawn(yard, json.dumps(order).encode(), channel, group)
+        return self._spawn(yard, json.dumps(order).encode(), channel, group), None
 
     def _spawn(self, yard: Yard, order: bytes, channel: int, group: Group) -> int:
         """Let a door make a process; returns its pid.

@@ -106,7 +106,7 @@ def _up(address: int) -> int:
 
 
 def _call(carrier: Carrier, number: int, *arguments: int) -> int:
-    result, _ = tracer.system_call(carrier.pid, carrier.state, carrier.page, number, *arguments)
+    result, _ = tracer.system_call(carrier.pid, carrier.orders, carrier.page, number, *arguments)
     if result < 0:
         raise OSError(-result, f"call {number} to pack {carrier.pid}: {os.strerror(-result)}")
     return result

@@ -21,6 +21,7 @@ from .store import Store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._shapes import Masks, Trees, User
+    from .layer import Layer
     from .seed import Forks, Home, Seed
 
     Folder = tuple[str, str, int, tuple[int, int]]  # name, target, mode, owner
@@ -253,12 +254,14 @@ def furnish(
     volumes: Trees,
     *,
     layers: bool,
+    below: Layer | None = None,
 ) -> Store:
     """Give a slot its work folder and /tmp, both on one store of `size` bytes and `inodes` files.
 
     `own_mounts` is a descriptor of the station's mount namespace, to come back to; `user` the uid
     and gid, inside, that own the work folder; `volumes` are further trees and where they go, and
-    are closed; `layers` whether to try overlays.
+    are closed; `layers` whether to try overlays; `below` has what the folders begin with, which
+    takes overlays.
     Raises OSError, and then no store is left.
     """
     base = slot.first_id or 0
@@ -271,7 +274,11 @@ def furnish(
         options = {"size": str(size), "nr_inodes": str(inodes), "mode": "0700"}
         attributes = _ATTRIBUTES if layers else _ATTRIBUTES | _NOATIME
         store = calls.make_filesystem("tmpfs", options, attributes)
-        layered = layers and _add_overlays(store, folders, trees)
+        if below is not None:
+            layered = True
+            _add_forked_overlays(store, folders, trees, slot, below)
+        else:
+            layered = layers and _add_overlays(store, folders, trees)
         if not layered:
             _add_plain_folders(store, folders, trees)
         trees += volumes
@@ -296,7 +303,7 @@ def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:
     made: Trees = []
     try:
         for name, target, mode, owner in folders:
-            made.append((_overlay(store, name, mode, owner), target))
+            made.append((_overlay(store, name, mode, owner, None), target))
     except OSError as error:
         for tree, _ in made:
             os.close(tree)
@@ -305,6 +312,28 @@ def _add_overlays(store: int, folders: list[Folder], trees: Trees) -> bool:
         return False
     trees += made
     return True
+
+
+def _add_forked_overlays(
+    store: int, folders: list[Folder], trees: Trees, slot: Slot, below: Layer
+) -> None:
+    """The same above what another sandbox had stored."""
+    base = slot.first_id or 0
+    users = os.open(f"/proc/{slot.init}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    shown = -1
+    try:
+        shown = below.show(slot.first_id, users)
+        for name, target, _, _ in folders:
+            mode, (uid, gid) = below.owner(name)
+            lower = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=shown)
+            try:
+                trees.append((_overlay(store, name, mode, (base + uid, base + gid), lower), target))
+            finally:
+                os.close(lower)
+    finally:
+        os.close(users)
+        if shown >= 0:
+            os.close(shown)
 
 
 def _add_plain_folders(store: int, folders: list[Folder], trees: Trees) -> None:
@@ -327,7 +356,8 @@ def _add_plain_folders(store: int, folders: list[Folder], trees: Trees) -> None:
             calls.end_at_once(f"the store of a sandbox cannot be hidden again: {error}")
 
 
-def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
+def _overlay(store: int, name: str, mode: int, owner: tuple[int, int], below: int | None) -> int:
+    """A detached overlay of folders of the store; above one of another store, if that is given."""
     layers: list[int] = []
     try:
         for kind in ("lower", "upper", "scratch"):
@@ -338,9 +368,10 @@ def _overlay(store: int, name: str, mode: int, owner: tuple[int, int]) -> int:
             os.fchmod(layer, mode)
             os.fchown(layer, *owner)
         lower, upper, scratch = layers
+        bottom = lower if below is None else below
         return calls.make_filesystem(
             "overlay",
-            {"userxattr": None, "lowerdir+": lower, "upperdir": upper, "workdir": scratch},
+            {"userxattr": None, "lowerdir+": bottom, "upperdir": upper, "workdir": scratch},
             _ATTRIBUTES,
         )
     finally:

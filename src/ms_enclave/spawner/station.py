@@ -6,8 +6,8 @@ over CONTROL and never reads a byte that user code wrote: what a program is, rea
 passes through descriptors, or in a message, that it only hands on. It ends when CONTROL (the owner)
 or LIFE (the launcher) closes, and the kernel then ends everything else.
 
-Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `freeze`, `close`
-and, for
+Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `freeze`, `close`;
+`checkpoint`, from which `open` and `spawn` can begin, `thin`, `drop` and `replace`; and, for
 sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q`
 that the answer repeats. Events: `ready`, `exit`, `lost`.
 """
@@ -33,6 +33,7 @@ from ms_enclave.spawner import (
     ahead,
     alone,
     cgroups,
+    checkpoints,
     greedy,
     network,
     rooms,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         Answer,
         BoxLimits,
         BoxRequest,
+        CheckpointRequest,
         ExitRow,
         FreezeRequest,
         KeepRequest,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         PrepareRequest,
         ProcessRequest,
         RenewRequest,
+        ReplaceRequest,
         RunRequest,
         SignalRequest,
         SpawnRequest,
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
         Trees,
         User,
     )
+    from ms_enclave.spawner.carrier import Carrier
     from ms_enclave.spawner.store import Store
 
     _N = TypeVar("_N", int, float)
@@ -119,6 +123,9 @@ class Box:
         self.once = False
         """Whether it ends with its first process, and nobody asks for that."""
 
+        self.replaced = False
+        """Whether another one has its place, so that it is to end with all that runs in it."""
+
         self.room: rooms.Room | None = None
 
         self.mourning: list[int] = []
@@ -146,6 +153,8 @@ class Process:
         self.pids_limit = request.get("pids")
         self.processors: set[int] | None = None  # the only ones it may use
         self.stays = request["kind"] in ("guest", "kernel")  # it mostly waits: nobody's run
+        self.serves = request["kind"] == "guest"
+        self.shadow: Carrier | None = None
         self.look_again = 0.0  # when it is next to be looked at, if it is
         self.blind = 0  # looks in a row that have failed
         self.missed = 0  # the same since it is to end
@@ -166,6 +175,13 @@ class Process:
         self.killed: survey.Members = {}  # one by one, and maybe still about to end
         self.kill_requests: list[int] = []
         self.last_words: ExitRow | None = None
+
+    def let_go_of_shadow(self) -> None:
+        """End what could copy it. Its memory is gone when both have ended. Idempotent."""
+        shadow, self.shadow = self.shadow, None
+        if shadow is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(shadow.pid, signal.SIGKILL)  # which the loop reaps
 
     def remember(self, each: dict[tuple[int, int], float]) -> None:
         """Keep what was seen of processes that nobody will wait for."""
@@ -215,6 +231,9 @@ class Station:
         self.no_spare_before = 0.0
         self.inits: seed.Forks | seed.Seed | None = None
         self.ahead = ahead.Ahead(self)
+        self.checkpoints = checkpoints.Checkpoints(self)
+        self.shadows: dict[int, Process] = {}
+        """Kernels by the processes that share their memory."""
         self.rooms = rooms.Rooms(self)
         self.greedy = greedy.Greedy(self)
         self.last_request = self.last_birth = 0.0
@@ -382,6 +401,7 @@ class Station:
         limits = request["limits"]
         user = self.inner_user(request["user"])
         kind = limits["disk"], limits["inodes"], user
+        origin = self.begins_from(request)
         room = self.rooms.take(kind) if once else None
         place = self.take_slot() if room is None else room.place
         group: cgroups.Group | None = None
@@ -390,6 +410,7 @@ class Station:
             store = room.store if room is not None else slot.furnish(
                 place, self.own_mounts, self.plan["work"], limits["disk"], limits["inodes"], user,
                 self.volumes(place, user), layers=self.plan["layers"] and not once,
+                below=None if origin is None else origin.layer,
             )  # fmt: skip
             if once and room is None and self.rooms.can_last(place):
                 room = rooms.Room(place, store, kind, slot.folder_names(self.plan["work"]))
@@ -672,6 +693,7 @@ class Station:
                 box.group.kill()  # which also keeps it from being another sandbox's
         box.close()
         os.kill(box.slot.init, signal.SIGKILL)
+        self.checkpoints.drop_all_of(box)
 
     def leave(self, process: Process) -> None:
         """The run of a sandbox for one is over: keep its room for the next one, or end it."""
@@ -702,6 +724,7 @@ class Station:
         """The init is reaped, so every process of the sandbox is gone."""
         del self.boxes[box.name]
         self.free(box.slot)
+        self.checkpoints.drop_all_of(box)
         for process in box.processes.values():
             self.pass_over(process)
             self.ending.pop(process, None)
@@ -747,6 +770,47 @@ class Station:
         self.zygotes.preparing[key].waiting.append(request["q"])
         return None
 
+    def do_checkpoint(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
+        """Keep what a kernel and its sandbox's files are, for forks; or say what is in the way."""
+        box, number = self.boxes.get(request["box"]), request.get("process")
+        if box is None:
+            return {"lost": "the sandbox is gone"}
+        try:
+            if number is None:
+                return {"ok": self.checkpoints.take_files(request["checkpoint"], box)}
+            process = box.processes.get(number)
+            if process is None or process.ended:
+                return {"ok": {"blockers": ["the kernel has ended"]}}
+            passing = request.get("passing", False)
+            return {"ok": self.checkpoints.take(request["checkpoint"], process, passing=passing)}
+        except checkpoints.RefusedError as error:
+            return {"ok": {"blockers": error.reasons}}
+
+    def do_drop(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
+        """Let go of what was kept for forks."""
+        self.checkpoints.drop(request["checkpoint"])
+        return {"ok": {}}
+
+    def do_thin(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
+        """Let go of the memory of what was kept."""
+        self.checkpoints.thin(request["checkpoint"])
+        return {"ok": {}}
+
+    def do_replace(self, request: ReplaceRequest, _descriptors: list[int]) -> Answer:
+        """Have a sandbox be another one from now on, and that one be it, which is to be closed."""
+        old, new = self.boxes.get(request["box"]), self.boxes.get(request["by"])
+        if old is None or new is None or old.closing is not None:
+            return {"lost": "the sandbox is gone"}
+        old.name, new.name = new.name, old.name
+        self.boxes[old.name], self.boxes[new.name] = old, new
+        ways = {box.name: self.networks.pop(name) for box, name in
+                ((old, new.name), (new, old.name)) if name in self.networks}  # fmt: skip
+        self.networks.update(ways)
+        new.kept, old.kept = old.kept, None
+        old.replaced = True
+        self.checkpoints.move(old, new)
+        return {"ok": self.facts_of(new)}
+
     # --- processes ------------------------------------------------------------------------------
 
     def do_spawn(self, request: SpawnRequest, descriptors: list[int]) -> Answer | None:
@@ -762,9 +826,9 @@ class Station:
             user = self.inner_user(request["user"])
             limits = {int(kind): (soft, hard) for kind, (soft, hard) in request["rlimits"].items()}
             processors = self.choose_processors(box, request["cpu"])
-            pid = self.zygotes.spawn(
+            pid, shadow = self.zygotes.spawn(
                 request, box.slot, descriptors[0], user, group, limits, processors,
-                single=box.room is not None,
+                single=box.room is not None, checkpoint=self.begins_from(request),
             )  # fmt: skip
         except BaseException as error:
             starved = False
@@ -785,6 +849,7 @@ class Station:
         self.last_birth = time.monotonic()
         process = Process(request["process"], box, pid, group, request)
         process.before = before
+        self.note_shadow(process, shadow)
         if "cpu" not in self.groups.controllers and processors != self.processors:
             process.processors = processors
         self.attend_to(process)
@@ -792,6 +857,11 @@ class Station:
         self.processes[process.number] = process
         self.by_pid[pid] = process
         return {"ok": {"pid": 0 if box.once else survey.inner_pid(pid)}}
+
+    def begins_from(self, request: OpenRequest | SpawnRequest) -> checkpoints.Checkpoint | None:
+        """What it goes on from, if that is named. Raises OSError where that is gone."""
+        name = request.get("checkpoint")
+        return None if name is None else self.checkpoints.find(name)
 
     def before(self, request: SpawnRequest, box: Box) -> dict[int, int] | None:
         """Who is in the sandbox already, and so none of a new run's daemons. None for what serves
@@ -911,8 +981,9 @@ class Station:
                 return
             if pid == 0:
                 return
-            if os.WIFSTOPPED(status):
-                continue  # a carrier's stop that nobody waited for: it stays stopped
+            if os.WIFSTOPPED(status):  # a carrier's stop that nobody waited for: it stays stopped
+                self.checkpoints.see_stopped(pid, status)
+                continue
             if pid in self.by_pid:
                 self.ended(self.by_pid.pop(pid), status, usage)
             elif pid in self.by_init:
@@ -928,12 +999,33 @@ class Station:
         """What processes are made from was killed: it is made again when it is needed."""
         if self.inits is not None and self.inits.ended(pid):
             self.inits = None
+        elif pid in self.shadows:
+            self.shadow_ended(self.shadows.pop(pid))
         else:
+            self.checkpoints.ended(pid)
             self.zygotes.ended(pid)
+
+    def note_shadow(self, process: Process, shadow: Carrier | None) -> None:
+        process.shadow = shadow
+        if shadow is not None:
+            self.shadows[shadow.pid] = process
+
+    def shadow_ended(self, process: Process) -> None:
+        """Nothing but a kernel's own process has its memory any more."""
+        process.shadow = None
+        box = process.box
+        if box.ending or self.boxes.get(box.name) is not box:
+            return  # its groups go with it
+        with contextlib.suppress(OSError):  # no descriptor is to be had, say
+            process.group.make_room(-1)
+        if process.number not in self.processes:
+            process.group.put_away()
 
     def ended(self, process: Process, status: int, usage: struct_rusage) -> None:
         """It is reaped. What cannot be seen of it, for want of a descriptor, say, is not told."""
         process.ended = True
+        process.let_go_of_shadow()
+        self.checkpoints.stopping.pop(process.pid, None)
         self.pass_over(process)
         figures, left = cgroups.Figures(), None
         with contextlib.suppress(OSError):
@@ -971,6 +1063,8 @@ class Station:
 
     def went_with_its_box(self, process: Process, status: int) -> bool:
         """Whether nobody wanted its end, but the end of all that was in the sandbox."""
+        if process.box.replaced:
+            return False
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         return killed and not process.ending and not survey.is_alive(process.box.slot.init)
 
@@ -1015,7 +1109,8 @@ class Station:
         else:
             with contextlib.suppress(OSError):  # the next run asks again for what it may store
                 self.bound_store(process.box)
-            process.group.put_away()  # one with daemons in it goes when the sandbox does
+            if process not in self.shadows.values():  # else when that is reaped
+                process.group.put_away()  # one with daemons in it goes when the sandbox does
 
     def attend_to(self, process: Process) -> None:
         """From now on it runs, and there may be something to see."""
@@ -1058,6 +1153,7 @@ class Station:
         if self.alone.since is not None:
             self.ahead.drop()
             self.rooms.let_go()
+            self.checkpoints.drop_all()
         else:
             self.ahead.look()
             self.rooms.look()

@@ -155,7 +155,7 @@ def _status(pid: int) -> list[list[bytes]]:
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped it."""
     fields = _stat(pid)
-    return fields is not None and fields[0] in (b"T", b"t")
+    return fields is not None and fields[0] == b"T"
 
 
 def inner_pid(pid: int) -> int:

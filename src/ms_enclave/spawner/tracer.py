@@ -20,18 +20,28 @@ from time import monotonic
 from . import survey
 from .blob import BLOB, ENTRY_SYSCALL
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
     "InterferedError",
     "State",
     "TraceError",
     "detach",
     "end_made",
+    "hold",
+    "hold_thread",
     "kill",
     "load_state",
     "registers",
+    "release",
     "run_page",
+    "same_file",
     "save_state",
     "seize_parked",
+    "shares_files",
+    "shares_memory",
     "signals_taken",
     "system_call",
     "wait_for_stop",
@@ -56,6 +66,8 @@ _NEW_PROCESS = (1, 2, 3)  # PTRACE_EVENT_FORK, VFORK, CLONE
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 _ENTRY = 1
 _X86_64 = 0xC000003E
+_KCMP, _KCMP_FILE, _KCMP_VM, _KCMP_FILES, _KCMP_FS = 312, 0, 1, 2, 3
+_GET_ROBUST_LIST = 274
 _INTERRUPTED = (-512, -513, -514, -516, -4)  # ERESTARTSYS, NOINTR, NOHAND, RESTARTBLOCK; EINTR
 _REGISTERS = (  # noqa: SIM905 - one a line reads worse
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss"
@@ -78,13 +90,15 @@ _DEADLY = frozenset(
 class TraceError(Exception):
     """A traced process did something else than what it was told.
 
-    `pid` and `status` say which one it was and what a wait for it gave, where that is known.
+    `pid` and `status` say which one it was and what a wait for it gave, where that is known;
+    `lingers` whether it is a program that could not be held and cannot be let go before it stops.
     """
 
     def __init__(self, text: str, pid: int = 0, status: int = 0) -> None:
         super().__init__(text)
         self.pid = pid
         self.status = status
+        self.lingers = False
 
 
 class InterferedError(Exception):
@@ -128,12 +142,14 @@ class _Vector(ctypes.Structure):
 
 
 class State:
-    """A stopped thread, as far as it is not memory: registers, vector state, signal mask, rseq."""
+    """A stopped thread, as far as it is not memory: registers, vector state, signal mask, rseq, and
+    where it lists the locks that its end is to release (0: nowhere)."""
 
     __slots__ = (
         "in_call",
         "mask",
         "registers",
+        "robust",
         "rseq_length",
         "rseq_pointer",
         "rseq_signature",
@@ -145,6 +161,7 @@ class State:
         self.vector = b""
         self.in_call = False
         self.mask = 0
+        self.robust = 0
         self.rseq_pointer = 0
         self.rseq_length = 0
         self.rseq_signature = 0
@@ -154,6 +171,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _raw = _libc.ptrace
 _raw.restype = ctypes.c_long
 _raw.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long,) * 6
 _CHILD = frozenset({signal.SIGCHLD})
 
 
@@ -269,6 +289,91 @@ def seize_parked(pid: int, *, trusted: bool = True) -> State:
         wait_for_stop(pid, seconds)
 
 
+def hold(pid: int) -> State:
+    """Stop a process that runs a user's program, where it waits in a system call, and say how it
+    stands. It is changed in nothing, and `release` lets it go on.
+
+    Raises TraceError if it does not come to wait within STOP_SECONDS, or to stop within as many.
+    It goes on then, or is to be released when it stops, if the error's `lingers` says so.
+    """
+    return _seized(pid, _until_it_waits)
+
+
+def hold_thread(thread: int) -> State:
+    """The same for another thread of a process that is held, wherever it is."""
+    return _seized(thread, _until_it_stops)
+
+
+def _seized(pid: int, look: Callable[[int], State]) -> State:
+    _ptrace(_SEIZE, pid, None, _EXIT_KILL)
+    try:
+        return look(pid)
+    except TraceError as error:
+        error.lingers = not release(pid, error.status)
+        raise
+
+
+def _until_it_stops(pid: int) -> State:
+    """Its state as soon as it is stopped by us and not by a signal, which is its own."""
+    deadline = monotonic() + STOP_SECONDS
+    while True:
+        _ptrace(_INTERRUPT, pid)
+        status = wait_for_stop(pid)
+        if status >> 16 == _EVENT_STOP:
+            if os.WSTOPSIG(status) != signal.SIGTRAP:
+                raise TraceError(f"{pid} is stopped by a signal", pid)
+            return save_state(pid)
+        if monotonic() > deadline:
+            raise TraceError(f"{pid} does not stop", pid, status)
+        _ptrace(_CONT, pid, None, os.WSTOPSIG(status))
+
+
+def _until_it_waits(pid: int) -> State:
+    deadline = monotonic() + STOP_SECONDS
+    while True:
+        state = _until_it_stops(pid)
+        if state.in_call:
+            return state
+        if monotonic() > deadline:
+            raise TraceError(f"{pid} does not wait in a system call", pid)
+        _ptrace(_CONT, pid)
+        _next_signal(0.0002)
+
+
+def release(pid: int, status: int = 0) -> bool:
+    """Let a process that was held go on; False where it has not stopped yet, so that it can be let
+    go only then: `status` is what a wait for that gave."""
+    number = os.WSTOPSIG(status) if os.WIFSTOPPED(status) and not status >> 16 else 0
+    try:
+        _ptrace(_DETACH, pid, None, number)
+    except TraceError:
+        return not survey.is_alive(pid)
+    return True
+
+
+def shares_memory(one: int, other: int) -> bool:
+    """Whether two processes have one memory. Raises TraceError where that cannot be known."""
+    return _compare(one, other, _KCMP_VM, 0, 0)
+
+
+def shares_files(one: int, other: int) -> bool:
+    """Whether two threads have one table of descriptors, and one folder, root and umask."""
+    return _compare(one, other, _KCMP_FILES, 0, 0) and _compare(one, other, _KCMP_FS, 0, 0)
+
+
+def same_file(pid: int, one: int, other: int) -> bool:
+    """Whether two descriptors of a process are one open file, with one offset."""
+    return _compare(pid, pid, _KCMP_FILE, one, other)
+
+
+def _compare(one: int, other: int, kind: int, first: int, second: int) -> bool:
+    result = _syscall(_KCMP, one, other, kind, first, second)
+    if result < 0:
+        text = os.strerror(ctypes.get_errno())
+        raise TraceError(f"{one} and {other} cannot be compared: {text}")
+    return result == 0
+
+
 def detach(pid: int) -> None:
     _ptrace(_DETACH, pid)
 
@@ -306,6 +411,9 @@ def save_state(pid: int) -> State:
     mask = ctypes.c_uint64()
     _ptrace(_GETSIGMASK, pid, 8, ctypes.byref(mask))
     state.mask = mask.value
+    head, length = ctypes.c_ulong(), ctypes.c_size_t()
+    found = _syscall(_GET_ROBUST_LIST, pid, ctypes.addressof(head), ctypes.addressof(length), 0, 0)
+    state.robust = head.value if found == 0 else 0
     rseq = _Rseq()
     ctypes.set_errno(0)
     if _raw(_GET_RSEQ, pid, ctypes.sizeof(rseq), ctypes.byref(rseq)) > 0:

@@ -9,6 +9,7 @@ Where ptrace cannot be had, every process starts from a new interpreter (`cold`)
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ._shapes import Answer, ResourceLimits, SpawnRequest, User
     from .cgroups import Group
+    from .checkpoints import Checkpoint
     from .station import Station
 
 __all__ = ["ENVIRONMENT", "Zygotes"]
@@ -55,17 +57,13 @@ class _Preparation:
     def __init__(
         self,
         key: str,
-        bare: carrier.Carrier,
         place: slot.Slot,
         group: Group,
         kernel: int,
-        shadow: int,
+        shadow: carrier.Carrier,
         channel: socket.socket,
     ) -> None:
         self.key = key
-        self.bare = bare
-        """What its memory began as: that one may have been killed, and another one started."""
-
         self.slot = place
         self.group = group
         self.kernel = kernel
@@ -151,27 +149,53 @@ class Zygotes:
         processors: set[int],
         *,
         single: bool,
-    ) -> int:
-        """Start a process in a slot; what it is to do it reads from its channel itself."""
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[int, carrier.Carrier | None]:
+        """Start a process in a slot; what it is to do it reads from its channel itself, or it goes
+        on where a kernel was when a checkpoint was made. A kernel has a shadow, the caller's."""
         if self.bare is None and self.reason is None:
             self.start()  # it was killed
         if self.bare is None:
             return cold.spawn(
                 self._words("cold"), ENVIRONMENT, place, channel, user, group, limits,
                 self.plain_filter, processors,
-            )  # fmt: skip
-        source = self.bare
-        if request["kind"] in ("python", "kernel"):
-            source = self.ready.get(self._wanted(request["preload"]), self.bare)
+            ), None  # fmt: skip
+        source = self._source_of(request, self.bare, checkpoint)
         try:
             birth = carrier.Birth(
                 place, channel, user, group, limits, processors, single=single,
                 taken=self.station.greedy.taken,
+                number=None if checkpoint is None else checkpoint.number,
+                streams=checkpoint is not None,
             )  # fmt: skip
-            return carrier.instantiate(source, birth, self.line)
+            if request["kind"] == "kernel":
+                return self._with_shadow(source, birth)
+            return carrier.instantiate(source, birth, self.line), None
         except tracer.TraceError:
             if not survey.is_alive(source.pid):
-                self.ended(source.pid)  # whoever waited for its stop has reaped it
+                self.station.helper_ended(source.pid)  # who waited for its stop has reaped it
+            raise
+
+    def _source_of(
+        self, request: SpawnRequest, bare: carrier.Carrier, checkpoint: Checkpoint | None
+    ) -> carrier.Carrier:
+        """What a process is to be a copy of. Raises OSError where that is gone."""
+        if checkpoint is not None:
+            if checkpoint.carrier is None:
+                raise OSError(errno.ESRCH, "the memory that it was to go on from is gone")
+            return checkpoint.carrier
+        if request["kind"] in ("python", "kernel"):
+            return self.ready.get(self._wanted(request["preload"]), bare)
+        return bare
+
+    def _with_shadow(
+        self, source: carrier.Carrier, birth: carrier.Birth
+    ) -> tuple[int, carrier.Carrier]:
+        birth.group.make_room(1)
+        try:
+            return carrier.instantiate_with_shadow(source, birth, self.line)
+        except BaseException:
+            birth.group.make_room(-1)
             raise
 
     def _wanted(self, preload: list[str]) -> str:
@@ -199,10 +223,21 @@ class Zygotes:
             self.start()
         if self.bare is None:
             return
-        place = self.station.take_slot()
-        group = self.station.groups.group(f"zygote-{place.number}")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self.preparing[key] = self._begin_to_import(key, self.bare)
+        except (OSError, tracer.TraceError, tracer.InterferedError, slot.SlotError) as error:
+            self.failed[key] = str(error)
+
+    def _begin_to_import(self, key: str, bare: carrier.Carrier) -> _Preparation:
+        """Raises OSError, slot.SlotError or what is said of `instantiate_with_shadow`, and then
+        nothing of it is left."""
+        place = self.station.take_slot()
+        group: Group | None = None
+        ours: socket.socket | None = None
+        theirs: socket.socket | None = None
+        try:
+            group = self.station.groups.group(f"zygote-{place.number}")
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             group.limit(memory=_IMPORT_MEMORY, pids=_IMPORT_PROCESSES, cpu=None)
             late = [
                 (calls.open_tree(row["source"]), row["target"])
@@ -218,15 +253,18 @@ class Zygotes:
             birth = carrier.Birth(
                 place, theirs.fileno(), self.user(), group, _IMPORT_LIMITS, self.station.processors
             )
-            kernel, shadow = carrier.instantiate_with_shadow(self.bare, birth, self.line)
-        except (OSError, tracer.TraceError, tracer.InterferedError) as error:
-            self.failed[key] = str(error)
-            ours.close()
-            self._drop(place, group)
-            return
+            kernel, shadow = carrier.instantiate_with_shadow(bare, birth, self.line)
+        except BaseException:
+            if ours is not None:
+                ours.close()
+            self.station.discard(place)
+            if group is not None:
+                self.station.let_go(group)
+            raise
         finally:
-            theirs.close()
-        self.preparing[key] = _Preparation(key, self.bare, place, group, kernel, shadow, ours)
+            if theirs is not None:
+                theirs.close()
+        return _Preparation(key, place, group, kernel, shadow, ours)
 
     def user(self) -> User:
         return (1000, 1000) if self.plan["root_mode"] else (0, 0)
@@ -256,7 +294,7 @@ class Zygotes:
         """End what a preparation ran in, and tell its outcome to whoever waits for it."""
         preparation = self.preparing.pop(key)
         preparation.channel.close()
-        for pid in (preparation.shadow, preparation.kernel):
+        for pid in (preparation.shadow.pid, preparation.kernel):
             if pid != reaped:  # that number may be somebody else's by now
                 tracer.kill(pid)
         self._drop(preparation.slot, preparation.group)
@@ -276,22 +314,29 @@ class Zygotes:
         """A carrier from a parked process: its shadow is copied, its thread's state saved."""
         _refuse_threads(preparation.kernel)
         state = tracer.seize_parked(preparation.kernel, trusted=False)
-        bare = preparation.bare
-        shadow = carrier.Carrier(
-            preparation.shadow, bare.state, bare.page, bare.data, bare.thread_id
-        )
-        made = self._copy(shadow, bare, state)
+        shadow = preparation.shadow
+        made = self.carrier_of(shadow.copy(), shadow, state)
         if not self._pack(made):
-            made = self._copy(shadow, bare, state)
+            made = self.carrier_of(shadow.copy(), shadow, state)
         return made
 
-    def _copy(
-        self, shadow: carrier.Carrier, bare: carrier.Carrier, state: tracer.State
+    def carrier_of(
+        self,
+        copy: int,
+        shadow: carrier.Carrier,
+        state: tracer.State,
+        *,
+        passing: bool = False,
+        shares_nothing: bool = False,
     ) -> carrier.Carrier:
-        copy = shadow.copy()
+        """A carrier, which is the caller's to kill, from a copy of a shadow; `state` is where what
+        is made of it goes on. With `passing` it is to be gone soon, and until then in the groups of
+        the shadow, which takes no wait. Raises OSError or tracer.TraceError, and then the copy is
+        gone."""
         try:
-            self.service.admit(copy, stays=True)  # what it shares with its copies is nobody's run
-            return carrier.Carrier.of_copy(copy, bare, state)
+            if not passing:
+                self.service.admit(copy, stays=True)  # what copies share with it is nobody's run
+            return carrier.Carrier.of_copy(copy, shadow, state, shares_nothing=shares_nothing)
         except BaseException:
             tracer.kill(copy)
             raise
@@ -319,7 +364,7 @@ class Zygotes:
             if ready.pid == pid:
                 del self.ready[key]
         for key, preparation in list(self.preparing.items()):
-            if pid in (preparation.shadow, preparation.kernel):
+            if pid in (preparation.shadow.pid, preparation.kernel):
                 # It may have said why just before, and be reaped before anybody has listened.
                 self.failed[key] = _last_words(preparation.channel)
                 self._finish(key, pid)

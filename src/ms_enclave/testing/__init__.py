@@ -26,17 +26,19 @@ except ModuleNotFoundError as error:
 
 # Else a failing assert of a suite would not say what the values were.
 _SUITES = """
-    _background _bounds _code _commands _files _kernels _life _manager _pause _ports _shells
-    _suite _terminals _tool _watch
+    _background _bounds _checkpoints _code _commands _files _forks _kernels _life _manager _pause
+    _ports _shells _suite _terminals _tool _watch
 """
 for _name in _SUITES.split():
     pytest.register_assert_rewrite(f"{__name__}.{_name}")
 
 from ms_enclave.testing._background import BackgroundContract
 from ms_enclave.testing._bounds import SandboxBoundsContract
+from ms_enclave.testing._checkpoints import CheckpointContract
 from ms_enclave.testing._code import CodeContract
 from ms_enclave.testing._commands import CommandContract
 from ms_enclave.testing._files import FilesContract
+from ms_enclave.testing._forks import ForkContract
 from ms_enclave.testing._kernels import KernelContract
 from ms_enclave.testing._life import SandboxLifeContract
 from ms_enclave.testing._manager import SandboxManagerContract
@@ -50,9 +52,11 @@ from ms_enclave.testing._watch import WatchContract
 
 __all__ = [
     "BackgroundContract",
+    "CheckpointContract",
     "CodeContract",
     "CommandContract",
     "FilesContract",
+    "ForkContract",
     "KernelContract",
     "PauseContract",
     "PortsContract",

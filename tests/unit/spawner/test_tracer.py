@@ -80,6 +80,27 @@ def test_every_other_course_is_refused(case: str, tmp_path: Path) -> None:
     assert run_case(case, tmp_path) is True
 
 
+def test_a_program_that_is_held_waits_and_goes_on(tmp_path: Path) -> None:
+    in_call, number, stopped, released, said = run_case("held", tmp_path)
+    assert (in_call, number, stopped, released, said) == (True, 0, "t", True, "w")
+
+
+def test_a_program_that_is_held_loses_no_signal(tmp_path: Path) -> None:
+    assert run_case("held_with_a_signal", tmp_path) is True
+
+
+def test_a_program_that_waits_for_nothing_is_let_go(tmp_path: Path) -> None:
+    assert run_case("held_busy", tmp_path) == [True, False, "e"]
+
+
+def test_whose_memory_is_whose(tmp_path: Path) -> None:
+    assert run_case("memories", tmp_path) == [True, False]
+
+
+def test_what_a_program_has_in_its_registers_makes_none_of_our_calls(tmp_path: Path) -> None:
+    assert run_case("orders_are_not_the_programs", tmp_path) == [True, True, True]
+
+
 def test_a_process_with_anything_left_is_not_let_go(tmp_path: Path) -> None:
     assert run_case("walls", tmp_path) is True
 

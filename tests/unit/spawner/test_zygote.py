@@ -33,7 +33,8 @@ def test_one_that_is_reaped_before_anybody_listened_is_still_heard(
         theirs.sendall(said)
         zygotes: Any = zygote.Zygotes.__new__(zygote.Zygotes)
         zygotes.bare, zygotes.ready, zygotes.failed = None, {}, {}
-        zygotes.preparing = {"key": SimpleNamespace(shadow=1, kernel=2, channel=ours)}
+        shadow = SimpleNamespace(pid=1)
+        zygotes.preparing = {"key": SimpleNamespace(shadow=shadow, kernel=2, channel=ours)}
         zygotes._finish = lambda key, _pid: zygotes.preparing.pop(key)
         zygotes.ended(2)
         assert zygotes.failed == {"key": reason}

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import time
 
 sys.path.insert(0, sys.argv[3])
 
@@ -203,6 +204,101 @@ def ends_instead(_folder: str):
     except tracer.TraceError:
         return True
     return "not refused"
+
+
+def program(code: object) -> tuple[int, int, int]:
+    """A process that runs something of a user's: its pid, where it says something, and where it is
+    told to go on."""
+    answers, words = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        code(answers[1], words[0])  # type: ignore[operator]
+        os._exit(0)
+    return pid, answers[0], words[1]
+
+
+def held(_folder: str):
+    """It is stopped in its call, and goes on as if nothing had been."""
+
+    def wait(answer: int, word: int) -> None:
+        os.write(answer, b"r")
+        os.write(answer, os.read(word, 1))
+
+    pid, answers, words = program(wait)
+    os.read(answers, 1)
+    state = tracer.hold(pid)
+    with open(f"/proc/{pid}/stat") as file:
+        stopped = file.read().rpartition(")")[2].split()[0]
+    released = tracer.release(pid)
+    os.write(words, b"w")
+    return [state.in_call, state.registers.rax, stopped, released, os.read(answers, 1).decode()]
+
+
+def held_with_a_signal(_folder: str):
+    """A signal that comes while it is being held is its own."""
+
+    def wait(answer: int, word: int) -> None:
+        heard: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+        os.write(answer, b"r")
+        os.read(word, 1)
+        os.write(answer, str(len(heard)).encode())
+
+    pid, answers, words = program(wait)
+    os.read(answers, 1)
+    for _ in range(20):
+        os.kill(pid, signal.SIGUSR1)
+        tracer.hold(pid)
+        tracer.release(pid)
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.05)  # it hears the last one before the word
+    os.write(words, b"w")
+    return int(os.read(answers, 9)) >= 1
+
+
+def held_busy(_folder: str):
+    """One that waits for nothing cannot be held, and goes on."""
+
+    def spin(answer: int, _word: int) -> None:
+        os.write(answer, b"r")
+        until = time.monotonic() + 2 * tracer.STOP_SECONDS
+        while time.monotonic() < until:
+            pass
+        os.write(answer, b"e")
+
+    pid, answers, _ = program(spin)
+    os.read(answers, 1)
+    try:
+        tracer.hold(pid)
+    except tracer.TraceError as error:
+        refused = "does not wait" in str(error)
+        return [refused, error.lingers, os.read(answers, 1).decode()]
+    return "held"
+
+
+def memories(_folder: str):
+    """A copy has memory of its own, and what shares memory is seen to."""
+    one = parked()
+    flags = 0x8000 | 17 | 0x900  # PARENT, SIGCHLD, VM and SIGHAND
+    _, twin = tracer.system_call(one.pid, one.state, one.page, 56, flags)
+    copy = one.copy()
+    return [
+        twin is not None and tracer.shares_memory(one.pid, twin),
+        tracer.shares_memory(one.pid, copy),
+    ]
+
+
+def orders_are_not_the_programs(_folder: str):
+    """A carrier made of somebody's copy does our calls with registers of ours, and goes on with
+    theirs."""
+    one = parked()
+    theirs = tracer.save_state(one.pid)
+    theirs.registers.eflags |= 0x100  # a trap after each instruction
+    theirs.registers.rsp = 0
+    made = carrier.Carrier.of_copy(one.copy(), one, theirs)
+    result, _ = tracer.system_call(made.pid, made.orders, made.page, _GETPID)
+    return [result == made.pid, made.orders is one.orders, made.state is theirs]
 
 
 def walls(_folder: str) -> object:

@@ -1,0 +1,21 @@
+"""What a sandbox can go back to."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from ms_enclave.model.results import UtcTime
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint(BaseModel, defer_build=True):
+    """How a sandbox was at one moment."""
+
+    id: str
+    name: str | None = None
+    parent: str | None = None
+    """The id of the checkpoint that the sandbox had been at, or gone on from, before."""
+    memory: bool
+    """Whether it has the kernel as it was, and not the files alone."""
+    created_at: UtcTime

@@ -1,0 +1,225 @@
+"""What checkpoints and atomic cells promise, whoever made the handle."""
+
+# ruff: noqa: S101 - these are tests
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from ms_enclave.errors import CapabilityError, ConfigError, ForkRefusedError, SandboxStateError
+from ms_enclave.model import Verdict
+from ms_enclave.testing._suite import SandboxSuite, lacks, needs
+
+if TYPE_CHECKING:
+    from ms_enclave.boxes import Sandbox
+
+__all__ = ["CheckpointContract"]
+
+STATE = "x, open('text').read(), file.tell(), os.getcwd() == home"
+BEGIN = (
+    "import os\nx = [1]; open('text', 'w').write('one'); file = open('text'); part = file.read(1)\n"
+    "home = os.getcwd()"
+)
+BEGUN = {"text/plain": "([1], 'one', 1, True)"}
+
+
+async def begun(box: Sandbox) -> None:
+    needs(box, "checkpoint")
+    assert (await (await box.kernel()).run(BEGIN)).success
+
+
+async def state(box: Sandbox) -> object:
+    return (await (await box.kernel()).run(STATE)).result
+
+
+class CheckpointContract(SandboxSuite):
+    """Going back: each test has a sandbox of its own."""
+
+    # --- rollback ---
+
+    async def test_a_rollback_brings_back_memory_and_files(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel, name = await fresh.kernel(), fresh.id
+        kept = await fresh.checkpoint()
+        assert (kept.memory, kept.parent) == (True, None)
+        for _ in range(3):
+            done = await kernel.run(
+                "x.append(2); open('text', 'w').write('two'); rest = file.read(); os.chdir('/')\n"
+                "open(home + '/more', 'w').write('m')"
+            )
+            assert done.success
+            await fresh.rollback(kept)
+            assert await state(fresh) == BEGUN
+            assert not await fresh.files.exists("more")
+        assert (fresh.id, (await fresh.kernel()).id) == (name, kernel.id)
+
+    @pytest.mark.parametrize(
+        "end", ["os._exit(3)", "os.kill(os.getpid(), 9)", "import ctypes; ctypes.string_at(0)"]
+    )
+    async def test_a_kernel_that_died_lives_again(self, fresh: Sandbox, end: str) -> None:
+        await begun(fresh)
+        kept = await fresh.checkpoint()
+        kernel = await fresh.kernel()
+        assert not (await kernel.run(f"x.append(2)\n{end}")).success
+        assert kernel.status == "dead"
+        await fresh.rollback(kept)
+        assert kernel.status == "idle"
+        assert await state(fresh) == BEGUN
+
+    async def test_what_ran_since_then_is_gone_and_the_sandbox_works(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        await fresh.files.write("kept", "k")
+        kept = await fresh.checkpoint()
+        command = await fresh.start_command("sleep 1000")
+        other = await fresh.kernel("other")
+        await fresh.files.write("late", "l")
+        await fresh.rollback(kept)
+        with anyio.fail_after(10):
+            assert not (await command.wait()).success
+        assert (other.status, other.death) == ("dead", Verdict.CANCELLED)
+        assert await fresh.files.read("kept") == b"k"
+        assert not await fresh.files.exists("late")
+        assert (await fresh.execute_command("cat kept; ps")).stdout.startswith("k")
+        assert await state(fresh) == BEGUN
+
+    async def test_checkpoints_are_a_tree_with_names(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        first = await fresh.checkpoint("first")
+        await kernel.run("x.append(2)")
+        second = await fresh.checkpoint()
+        await fresh.rollback("first")
+        await kernel.run("x.append(3)")
+        third = await fresh.checkpoint("first")
+        assert [one.id for one in await fresh.tree()] == [first.id, second.id, third.id]
+        parents = [one.parent for one in await fresh.tree()]
+        assert parents == [None, first.id, first.id]
+        for wanted, found in ((second.id, "[1, 2]"), ("first", "[1, 3]"), (first, "[1]")):
+            await fresh.rollback(wanted)
+            assert (await kernel.run("x")).result == {"text/plain": found}
+
+    async def test_forks_can_be_made_of_a_checkpoint(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kept = await fresh.checkpoint("then")
+        await (await fresh.kernel()).run("x.append(2); open('text', 'w').write('two')")
+        forks = await fresh.fork(2, at=kept) + await fresh.fork(1, at="then")
+        try:
+            assert [await state(fork) for fork in forks] == [BEGUN] * 3
+        finally:
+            for fork in forks:
+                await fork.stop()
+        assert (await (await fresh.kernel()).run("x")).result == {"text/plain": "[1, 2]"}
+
+    async def test_the_last_ones_have_memory_and_older_ones_the_files(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        for number in range(10):
+            await kernel.run(f"x.append({number}); open('text', 'w').write('{number}')")
+            await fresh.checkpoint(f"c{number}")
+        assert [one.memory for one in await fresh.tree()] == [False] * 2 + [True] * 8
+        await fresh.rollback("c1")
+        assert await fresh.files.read("text") == b"1"
+        assert kernel.status == "dead"
+        await kernel.restart()
+        assert (await kernel.run("open('text').read()")).result == {"text/plain": "'1'"}
+        await fresh.rollback("c5")
+        assert (await kernel.run("x[-1]")).result == {"text/plain": "5"}
+
+    async def test_a_sandbox_without_a_kernel_has_its_files(self, fresh: Sandbox) -> None:
+        needs(fresh, "checkpoint")
+        await fresh.files.write("text", "one")
+        kept = await fresh.checkpoint()
+        assert not kept.memory
+        await fresh.files.write("text", "two")
+        await fresh.rollback(kept)
+        assert await fresh.files.read("text") == b"one"
+
+    async def test_what_there_is_not_cannot_be_gone_back_to(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        for wrong in ("nothing", ""):
+            with pytest.raises(ConfigError):
+                await fresh.rollback(wrong)
+        with pytest.raises(ConfigError):
+            await fresh.fork(at="nothing")
+        assert await state(fresh) == BEGUN
+
+    # --- atomic cells ---
+
+    @pytest.mark.parametrize(
+        ("code", "verdict"),
+        [
+            ("1/0", Verdict.ERROR),
+            ("os._exit(3)", Verdict.ERROR),
+            ("os.kill(os.getpid(), 9)", Verdict.SIGNAL),
+            ("import ctypes; ctypes.string_at(0)", Verdict.SIGNAL),
+            ("while True: pass", Verdict.WALL_TIMEOUT),
+            ("import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass",
+             Verdict.WALL_TIMEOUT),
+        ],
+    )  # fmt: skip
+    async def test_nothing_of_an_atomic_cell_that_fails_stays(
+        self, fresh: Sandbox, code: str, verdict: Verdict
+    ) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        harm = "x.append(2); open('text', 'w').write('bad'); file.read(); os.chdir('/')"
+        done = await kernel.run(f"{harm}\n{code}", atomic=True, timeout=1.5)
+        assert done.verdict is verdict
+        assert kernel.status == "idle"
+        assert await state(fresh) == BEGUN
+        assert await fresh.tree() == []
+
+    async def test_all_of_an_atomic_cell_that_succeeds_stays(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        done = await kernel.run("x.append(2); n = open('text', 'a').write('+'); x", atomic=True)
+        assert done.result == {"text/plain": "[1, 2]"}
+        assert await state(fresh) == {"text/plain": "([1, 2], 'one+', 1, True)"}
+
+    async def test_an_atomic_cell_tells_what_it_says(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        events = [e async for e in kernel.run_stream("print('so'); x.append(2); 1/0", atomic=True)]
+        assert "error" in [event.type for event in events]
+        assert events[-1].execution is not None
+        assert events[-1].execution.stdout == "so\n"
+        assert await state(fresh) == BEGUN
+
+    async def test_an_atomic_cell_that_is_abandoned_is_undone(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        cell = "x.append(2)\nprint('begun', flush=True)\nimport time; time.sleep(60)"
+        events = kernel.run_stream(cell, atomic=True)
+        async for event in events:
+            if event.type == "stream":
+                break
+        await events.aclose()
+        assert await state(fresh) == BEGUN
+
+    async def test_a_cell_that_cannot_be_atomic_does_not_run(self, fresh: Sandbox) -> None:
+        await begun(fresh)
+        kernel = await fresh.kernel()
+        await kernel.run("ends = os.pipe()")
+        with pytest.raises(ForkRefusedError, match="a pipe"):
+            await kernel.run("x.append(2)", atomic=True)
+        assert await state(fresh) == BEGUN
+
+    # --- who cannot ---
+
+    async def test_who_has_none_says_so(self, box: Sandbox) -> None:
+        lacks(box, "checkpoint")
+        for call in (box.checkpoint, box.tree, lambda: box.rollback("x")):
+            with pytest.raises((CapabilityError, SandboxStateError)) as refused:
+                await call()
+            assert isinstance(refused.value, CapabilityError)
+        if "kernel" in box.capabilities:
+            kernel = await box.kernel("atomic")
+            try:
+                with pytest.raises(CapabilityError):
+                    await kernel.run("1", atomic=True)
+                assert (await kernel.run("2")).result == {"text/plain": "2"}
+            finally:
+                await kernel.delete()
