@@ -10,7 +10,7 @@ import sys
 # system are loaded first; what is ours must do without.
 PRELUDE = """
 import asyncio, asyncio.subprocess, subprocess, tempfile, tarfile, shutil, getpass, json, sys
-import anyio, anyio.abc, anyio.from_thread, anyio.to_thread, httpx2, pydantic, rich.console
+import aiohttp, anyio, anyio.abc, anyio.from_thread, anyio.to_thread, pydantic, rich.console
 import pytest, rich.progress, rich.table, typer, importlib, pkgutil, multiprocessing.connection
 import anyio._backends._asyncio, zoneinfo, sysconfig
 sysconfig.get_config_vars()
