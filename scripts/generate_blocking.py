@@ -184,6 +184,13 @@ SPECS = (
         constructor=True,
     ),
     Spec(
+        "manager/http_manager.py",
+        "HttpSandboxManager",
+        "_http_manager",
+        bases=("SandboxManager",),
+        constructor=True,
+    ),
+    Spec(
         "manager/base.py",
         "SandboxManagerFactory",
         "_manager",
@@ -494,6 +501,7 @@ class Writer:
                 "from ms_enclave.errors import ConfigError",
                 "from ms_enclave.loop import call, enter, iterate",
                 "from ms_enclave.manager import base as _manager",
+                "from ms_enclave.manager import http_manager as _http_manager",
                 "from ms_enclave.manager import local_manager as _local_manager",
                 "if TYPE_CHECKING:",
                 "    from collections.abc import AsyncGenerator",

@@ -36,7 +36,7 @@ TOOL_CLASSES = """
 TABLE: dict[str, dict[str, str]] = {
     "": {
         "ms_enclave.boxes": "DockerSandbox Sandbox SandboxFactory",
-        "ms_enclave.manager": "LocalSandboxManager",
+        "ms_enclave.manager": "HttpSandboxManager LocalSandboxManager",
         "ms_enclave.model": """
             DockerSandboxConfig ExecuteCodeRequest ExecuteCommandRequest ExecutionStatus
             HealthCheckResult ReadFileRequest SandboxConfig SandboxInfo SandboxStatus
@@ -57,12 +57,14 @@ TABLE: dict[str, dict[str, str]] = {
     "boxes.base": {"ms_enclave.boxes": "Sandbox SandboxFactory register_sandbox"},
     "manager": {
         "ms_enclave.manager": """
-            LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager
+            HttpSandboxManager LocalSandboxManager SandboxManager SandboxManagerFactory
+            VolcengineSandboxManager
         """,
     },
     "manager.base": {
         "ms_enclave.manager": "SandboxManager SandboxManagerFactory register_manager",
     },
+    "manager.http_manager": {"ms_enclave.manager": "HttpSandboxManager"},
     "manager.local_manager": {"ms_enclave.manager": "LocalSandboxManager"},
     "manager.volcengine": {"ms_enclave.manager": "VolcengineSandboxManager"},
     "model": {

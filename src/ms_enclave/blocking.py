@@ -25,6 +25,7 @@ from ms_enclave.boxes import shells as _shells
 from ms_enclave.errors import ConfigError
 from ms_enclave.loop import call, enter, iterate
 from ms_enclave.manager import base as _manager
+from ms_enclave.manager import http_manager as _http_manager
 from ms_enclave.manager import local_manager as _local_manager
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "Files",
+    "HttpSandboxManager",
     "Kernel",
     "LocalSandboxManager",
     "PortStream",
@@ -1549,6 +1551,162 @@ class LocalSandboxManager(SandboxManager):
     def cleanup_expired(self) -> list[str]:
         """Delete the sandboxes whose time is over, now; gives their ids. Also done by itself."""
         return call(self._target.cleanup_expired)
+
+
+class HttpSandboxManager(SandboxManager):
+    """Makes sandboxes on a server; see `SandboxManager` and `docs/server.md`.
+
+    It owns the sandboxes that it made, until `delete_sandbox` or its own `stop`, which deletes
+    them. A pool belongs to the server: it is found by whoever has the same key, and stays. What
+    goes wrong there is raised here with its class and its words; a server that does not answer is
+    a `ServerUnreachableError`, whatever the call.
+
+    Args:
+        config: the manager's config, or what it is made from; of it count `base_url`, `api_key`,
+            `timeout` and `sandbox_config`.
+        app: an ASGI application in this process that is spoken to in place of a server.
+        settings: fields of the config; they go before what stands in `config`.
+
+    Raises:
+        ConfigError: there is no `base_url`, or something else is not valid.
+    """
+
+    def __init__(
+        self,
+        config: SandboxManagerConfig | Mapping[str, Any] | None = None,
+        *,
+        app: Any = None,
+        **settings: Any,
+    ) -> None:
+        target = _http_manager.HttpSandboxManager(config, app=app, **settings)
+        super().__init__(target)
+        self._target = target
+
+    def start(self) -> None:
+        """Make the manager ready. It is no use of the server: the first call is."""
+        call(self._target.start)
+
+    def stop(self) -> None:
+        """Delete the sandboxes that this manager made, and close the connections.
+
+        Raises:
+            EnclaveError: something could not be removed; everything else was.
+        """
+        call(self._target.stop)
+
+    def create_sandbox(
+        self,
+        sandbox_type: str = "auto",
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+        sandbox_id: str | None = None,
+    ) -> str:
+        """Make and start a sandbox; gives its id. See `SandboxManager.create_sandbox`."""
+        return call(self._target.create_sandbox, sandbox_type, config, sandbox_id)
+
+    def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
+        """The handle of a sandbox; None where the server has none of that id."""
+        value = call(self._target.get_sandbox, sandbox_id)
+        return None if value is None else Sandbox(value)
+
+    def get_sandbox_info(self, sandbox_id: str) -> SandboxInfo | None:
+        """A description of a sandbox as of now; None where the server has none of that id."""
+        return call(self._target.get_sandbox_info, sandbox_id)
+
+    def list_sandboxes(self, status_filter: SandboxStatus | str | None = None) -> list[SandboxInfo]:
+        """Descriptions of all sandboxes, or of those in one state.
+
+        Raises:
+            ConfigError: there is no such state.
+        """
+        return call(self._target.list_sandboxes, status_filter)
+
+    def stop_sandbox(self, sandbox_id: str) -> bool:
+        """End a sandbox but go on listing it for a while; False where there is none of that id."""
+        return call(self._target.stop_sandbox, sandbox_id)
+
+    def delete_sandbox(self, sandbox_id: str) -> bool:
+        """End and forget a sandbox; False where there is none of that id."""
+        return call(self._target.delete_sandbox, sandbox_id)
+
+    def cleanup_all_sandboxes(self) -> None:
+        """End and forget every sandbox on the server that this key has. A pool stays, and fills
+        again for its next borrower.
+        """
+        call(self._target.cleanup_all_sandboxes)
+
+    def renew(self, sandbox_id: str, ttl: float) -> None:
+        """Let a sandbox live `ttl` seconds from now, whatever it was promised before.
+
+        Raises:
+            SandboxNotFoundError: the server has none of that id.
+            ConfigError: `ttl` is not above 0.
+        """
+        call(self._target.renew, sandbox_id, ttl)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts of sandboxes by state and type, the state of the server's manager and pool, and
+        which server it is.
+        """
+        return call(self._target.get_stats)
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        stdin: bytes | str | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout: float | None = 30.0,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> CommandResult:
+        """Run a program in a fresh sandbox of its own. See `SandboxManager.run_code`."""
+        return call(
+            self._target.run_code,
+            code,
+            language=language,
+            stdin=stdin,
+            files=files,
+            timeout=timeout,
+            config=config,
+        )
+
+    def execute_tool(
+        self, sandbox_id: str, tool_name: str, parameters: Mapping[str, Any] | None = None
+    ) -> ToolResult:
+        """Run a tool of a sandbox. See `SandboxManager.execute_tool`."""
+        return call(self._target.execute_tool, sandbox_id, tool_name, parameters)
+
+    def put_archive(self, sandbox_id: str, target_dir: str, data: bytes | Iterable[bytes]) -> None:
+        """Unpack an uncompressed tar below a folder of a sandbox."""
+        call(self._target.put_archive, sandbox_id, target_dir, _feed(data))
+
+    def initialize_pool(
+        self,
+        pool_size: int | None = None,
+        sandbox_type: str | None = None,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Make a pool of equal sandboxes; gives their ids. See `SandboxManager.initialize_pool`."""
+        return call(self._target.initialize_pool, pool_size, sandbox_type, config)
+
+    @contextmanager
+    def borrow(self, *, timeout: float | None = None) -> Generator[Sandbox, None, None]:
+        """A sandbox of the pool for the length of a block. See `SandboxManager.borrow`.
+
+        The loan lasts as long as its connection: one whose borrower is gone costs the sandbox its
+        life, and the pool replaces it.
+        """
+        with enter(self._target.borrow(timeout=timeout)) as value:
+            yield Sandbox(value)
+
+    def execute_tool_in_pool(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> ToolResult:
+        """Run a tool in a sandbox of the pool. See `SandboxManager.execute_tool_in_pool`."""
+        return call(self._target.execute_tool_in_pool, tool_name, parameters, timeout)
 
 
 class SandboxManagerFactory:

@@ -16,7 +16,9 @@
     ├── PoolTimeoutError (TimeoutError)     no sandbox of the pool was free in time
     ├── QuotaExceededError                  more than the tenant may have
     ├── AuthenticationError                 the key is missing or wrong
+    ├── NotAllowedError                     the server's policy does not allow what was asked for
     ├── ServerUnreachableError (ConnectionError)    the server does not answer
+    ├── StoreUnavailableError               the server's database does not answer
     ├── PortRefusedError (ConnectionRefusedError)   nothing takes connections at that port inside
     ├── PortTimeoutError (TimeoutError)             what listens at that port takes none in time
     └── ForkRefusedError                    something in the sandbox cannot be forked
@@ -42,6 +44,7 @@ __all__ = [
     "EngineUnavailableError",
     "ForkRefusedError",
     "IsolationUnavailableError",
+    "NotAllowedError",
     "PoolEmptyError",
     "PoolTimeoutError",
     "PortRefusedError",
@@ -52,6 +55,7 @@ __all__ = [
     "SandboxStartError",
     "SandboxStateError",
     "ServerUnreachableError",
+    "StoreUnavailableError",
     "ToolNotFoundError",
     "UnknownTypeError",
 ]
@@ -245,6 +249,13 @@ class PoolTimeoutError(EnclaveError, TimeoutError):
         self.timeout = timeout
 
 
+class NotAllowedError(EnclaveError):
+    """A server's policy does not allow what was asked for."""
+
+    code = "not_allowed"
+    http_status = 403
+
+
 class QuotaExceededError(EnclaveError):
     """The tenant has or does more than it may.
 
@@ -273,6 +284,13 @@ class ServerUnreachableError(EnclaveError, ConnectionError):
     """The server does not answer."""
 
     code = "server_unreachable"
+    http_status = 503
+
+
+class StoreUnavailableError(EnclaveError):
+    """The server's database does not answer, so nobody can be let in. Nothing was done."""
+
+    code = "store_unavailable"
     http_status = 503
 
 

@@ -49,6 +49,7 @@ TOOLS: Mapping[str, str] = MappingProxyType(
 MANAGERS: Mapping[str, str] = MappingProxyType(
     {
         "local": "ms_enclave.manager.local_manager:LocalSandboxManager",
+        "http": "ms_enclave.manager.http_manager:HttpSandboxManager",
         "volcengine": "ms_enclave.manager.volcengine:VolcengineSandboxManager",
     }
 )

@@ -53,12 +53,15 @@ NAMES = {
     "ms_enclave.cli": "run_cmd",
     "ms_enclave.cli.cli": "run_cmd",
     "ms_enclave.manager": (
-        "LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager "
-        "register_manager"
+        "HttpSandboxManager LocalSandboxManager SandboxManager SandboxManagerFactory "
+        "VolcengineSandboxManager register_manager"
     ),
     "ms_enclave.manager.local_manager": "LocalSandboxManager",
     "ms_enclave.model": f"{ENUMS} {CONFIGS} {REQUESTS} {RESPONSES} ProcessSandboxConfig",
+    "ms_enclave.manager.http_manager": "HttpSandboxManager",
+    "ms_enclave.sandbox.manager.http_manager": "HttpSandboxManager",
     "ms_enclave.sandbox": (
+        "HttpSandboxManager "
         "DockerSandbox DockerSandboxConfig ExecuteCodeRequest ExecuteCommandRequest "
         "ExecutionStatus "
         "HealthCheckResult LocalSandboxManager PythonExecutor ReadFileRequest Sandbox "
@@ -75,7 +78,8 @@ NAMES = {
     "ms_enclave.sandbox.boxes.docker_sandbox": "DockerSandbox",
     "ms_enclave.sandbox.boxes.base": "Sandbox SandboxFactory register_sandbox",
     "ms_enclave.sandbox.manager": (
-        "LocalSandboxManager SandboxManager SandboxManagerFactory VolcengineSandboxManager"
+        "HttpSandboxManager LocalSandboxManager SandboxManager SandboxManagerFactory "
+        "VolcengineSandboxManager"
     ),
     "ms_enclave.sandbox.manager.volcengine": "VolcengineSandboxManager",
     "ms_enclave.sandbox.manager.base": "SandboxManager SandboxManagerFactory register_manager",
@@ -107,11 +111,7 @@ NAMES = {
 }
 
 NOT_YET = {
-    "ms_enclave.manager": "HttpSandboxManager",
-    "ms_enclave.manager.http_manager": "HttpSandboxManager",
-    "ms_enclave.sandbox": "HttpSandboxManager SandboxServer create_server",
-    "ms_enclave.sandbox.manager": "HttpSandboxManager",
-    "ms_enclave.sandbox.manager.http_manager": "HttpSandboxManager",
+    "ms_enclave.sandbox": "SandboxServer create_server",
     "ms_enclave.sandbox.server": "SandboxServer create_server",
     "ms_enclave.sandbox.server.server": "SandboxServer create_server",
     "ms_enclave.server": "create_server",

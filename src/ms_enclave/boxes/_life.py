@@ -21,6 +21,7 @@ from ms_enclave.errors import (
 )
 from ms_enclave.loop import add_closer, on_loop, remove_closer, to_the_end
 from ms_enclave.model import SandboxStatus
+from ms_enclave.utils.tracing import span
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -361,7 +362,7 @@ class Life(ABC):
         scope = anyio.CancelScope()
         self._calls.add(scope)
         try:
-            with scope:
+            with scope, span("sandbox.call", sandbox__id=self.id):
                 yield
         except SandboxLostError as error:
             self._lost(str(error))

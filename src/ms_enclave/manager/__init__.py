@@ -8,9 +8,11 @@ from ms_enclave.manager.base import SandboxManager, SandboxManagerFactory, regis
 from ms_enclave.manager.local_manager import LocalSandboxManager
 
 if TYPE_CHECKING:
+    from ms_enclave.manager.http_manager import HttpSandboxManager
     from ms_enclave.manager.volcengine import VolcengineSandboxManager
 
 __all__ = [
+    "HttpSandboxManager",
     "LocalSandboxManager",
     "SandboxManager",
     "SandboxManagerFactory",
@@ -18,7 +20,7 @@ __all__ = [
     "register_manager",
 ]
 
-_HOMES = {"VolcengineSandboxManager": "volcengine"}
+_HOMES = {"HttpSandboxManager": "http_manager", "VolcengineSandboxManager": "volcengine"}
 """Names that are imported when they are first used."""
 
 

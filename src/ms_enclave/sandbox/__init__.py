@@ -8,6 +8,7 @@ from __future__ import annotations
 from ms_enclave.boxes import DockerSandbox as DockerSandbox
 from ms_enclave.boxes import Sandbox as Sandbox
 from ms_enclave.boxes import SandboxFactory as SandboxFactory
+from ms_enclave.manager import HttpSandboxManager as HttpSandboxManager
 from ms_enclave.manager import LocalSandboxManager as LocalSandboxManager
 from ms_enclave.model import DockerSandboxConfig as DockerSandboxConfig
 from ms_enclave.model import ExecuteCodeRequest as ExecuteCodeRequest
@@ -32,6 +33,7 @@ __all__ = [
     "ExecuteCommandRequest",
     "ExecutionStatus",
     "HealthCheckResult",
+    "HttpSandboxManager",
     "LocalSandboxManager",
     "PythonExecutor",
     "ReadFileRequest",

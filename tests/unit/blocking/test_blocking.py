@@ -23,6 +23,7 @@ from ms_enclave.errors import (
     SandboxNotFoundError,
 )
 from ms_enclave.manager.base import SandboxManager
+from ms_enclave.manager.http_manager import HttpSandboxManager
 from ms_enclave.manager.local_manager import LocalSandboxManager
 from tests.support.subprocess_box import install
 from tests.unit.manager.nothing import Nothing, installed
@@ -69,6 +70,7 @@ PAIRS = [
     ),
     (SandboxManager, blocking.SandboxManager, set[str]()),
     (LocalSandboxManager, blocking.LocalSandboxManager, set[str]()),
+    (HttpSandboxManager, blocking.HttpSandboxManager, set[str]()),
 ]
 
 
