@@ -18,6 +18,7 @@ from ms_enclave.testing._suite import HasItError  # pyright: ignore[reportPrivat
 from tests import leaks
 from tests.support.engine import why_no_engine
 from tests.support.machine import ForeignProcessorError
+from tests.support.postgres import why_no_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,6 +91,7 @@ WANTED = {
     "namespaces": _why_no_namespaces,
     "docker": why_no_engine,
     "runsc": _why_no_runsc,
+    "postgres": why_no_postgres,
 }
 """By mark, what says why what it stands for cannot be had."""
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [
     ROOT / ".ci" / "run",
-    *(ROOT / "scripts" / n for n in ("setup", "check", "test", "bench")),
+    *(ROOT / "scripts" / n for n in ("setup", "check", "test", "bench", "postgres")),
 ]
 
 
@@ -54,5 +54,8 @@ def test_the_wheel_holds_the_package_its_licence_and_its_marker_for_types(tmp_pa
     names = zipfile.ZipFile(wheel).namelist()
     assert "ms_enclave/__init__.py" in names
     assert {"ms_enclave/py.typed", "ms_enclave/bench/floor.c"} <= set(names)
+    steps = ROOT / "src" / "ms_enclave" / "server" / "store" / "migrations" / "versions"
+    assert {f"ms_enclave/server/store/migrations/versions/{step.name}"
+            for step in steps.glob("*.py")} <= set(names)  # fmt: skip
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"ms_enclave"}

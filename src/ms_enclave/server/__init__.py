@@ -1,0 +1,3 @@
+"""The HTTP server. Needs the extra `server`."""
+
+from __future__ import annotations
