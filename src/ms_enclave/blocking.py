@@ -654,7 +654,7 @@ class Sandbox:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the last call ended; 0 while one is running."""
+        """Seconds since it started or the last call ended; 0 while it starts or one is running."""
         return self._target.idle_seconds
 
     def start(self) -> None:

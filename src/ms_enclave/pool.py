@@ -92,6 +92,11 @@ class Pool(Generic[T]):
         return self._size
 
     @property
+    def waiting(self) -> int:
+        """The number of borrowers who wait."""
+        return sum(not waiter.done() for waiter in self._waiters)
+
+    @property
     def _resting(self) -> bool:
         return self._closed or self._dormant
 

@@ -16,16 +16,20 @@ from ms_enclave.errors import (
     CapabilityError,
     ConfigError,
     ForkRefusedError,
+    QuotaExceededError,
     SandboxStartError,
     SandboxStateError,
 )
 from ms_enclave.manager import LocalSandboxManager
 from ms_enclave.model import SandboxStatus, Verdict
+from ms_enclave.server import Policy, Quotas
 from ms_enclave.testing._suite import wait_for_file
 from tests.support.interpreters import bare_python
+from tests.unit.server.test_tenants import served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from ms_enclave.boxes import Sandbox
 
@@ -482,6 +486,27 @@ async def test_forks_are_the_managers_and_live_as_long_as_any(
     assert one.status is SandboxStatus.STOPPED
     assert await manager.delete_sandbox(other.id)
     assert await names(manager) == {box.id}
+
+
+async def test_forks_are_a_tenants_own_and_count_for_what_it_may_have(tmp_path: Path) -> None:
+    quotas, policy = Quotas(sandboxes=3), Policy.everything()
+    async with served(tmp_path, quotas=quotas, policy=policy) as one, one.client("mine") as mine:
+        name = await mine.create_sandbox("process", CONFIG)
+        box = await mine.get_sandbox(name)
+        assert box is not None
+        await run(box, "x = 1")
+        with pytest.raises(QuotaExceededError):
+            await box.fork(3)
+        assert {info.id for info in await mine.list_sandboxes()} == {name}
+        forks = await box.fork(2)
+        assert [await run(fork, "x") for fork in forks] == ["1", "1"]
+        with pytest.raises(QuotaExceededError):
+            await box.fork()
+        async with one.client("theirs") as theirs:
+            assert await theirs.list_sandboxes() == []
+            assert await theirs.get_sandbox(forks[0].id) is None
+        assert await mine.delete_sandbox(forks[0].id)
+        assert len(await box.fork()) == 1
 
 
 async def test_nothing_of_kernels_and_forks_is_left_while_their_station_lives(

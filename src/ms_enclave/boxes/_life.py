@@ -74,6 +74,8 @@ class Life(ABC):
         self._calls_ended: anyio.Event | None = None
         self._last_used = time.monotonic()
         self._paused = False
+        self._on_status: Callable[[Any, SandboxStatus], object] | None = None
+        """Told of every change; must not raise."""
 
     @abstractmethod
     async def _open(self, stack: AsyncExitStack) -> None:
@@ -106,8 +108,10 @@ class Life(ABC):
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the last call ended; 0 while one is running."""
-        return 0.0 if self._calls else time.monotonic() - self._last_used
+        """Seconds since it started or the last call ended; 0 while it starts or one is running."""
+        if self._calls or self._status is SandboxStatus.STARTING:
+            return 0.0
+        return time.monotonic() - self._last_used
 
     async def start(self) -> None:
         """Make the box. A second call finds it running and does nothing.
@@ -174,6 +178,7 @@ class Life(ABC):
             raise SandboxStartError(self._lost_reason)
         # No await from here on: either all is undone above, or stop() owns it.
         add_closer(self, self._at_exit)
+        self._last_used = time.monotonic()
         self._set_status(SandboxStatus.RUNNING)
 
     async def _at_exit(self) -> None:
@@ -328,6 +333,8 @@ class Life(ABC):
         self.updated_at = datetime.now(timezone.utc)
         if error is not None:
             self.metadata["error"] = error
+        if self._on_status is not None:
+            self._on_status(self, status)
 
     def _lost(self, reason: str) -> None:
         """The box has gone by itself: running calls end with `SandboxLostError(reason)`.
@@ -342,6 +349,15 @@ class Life(ABC):
         self._set_status(SandboxStatus.ERROR, reason)
         for scope in list(self._calls):
             scope.cancel()
+
+    def _lost_already(self, reason: str) -> None:
+        """The box had gone before this handle could take it over.
+
+        Precondition: it was never started. Called on the private loop.
+        """
+        self._set_status(SandboxStatus.STARTING)
+        self._lost_reason = reason
+        self._set_status(SandboxStatus.ERROR, reason)
 
     def _own(self, undo: Callable[[], Awaitable[object]]) -> None:
         """Have something undone with the box, before what it was made from.

@@ -146,6 +146,7 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
         self._shell: str | None = None
         self._owner = PROCESS_WIDE
         self._keeping: Keeping | None = None
+        self._apart = ""  # ends its name outside, where managers that share an engine may not meet
         self._toolbox = Toolbox()
         self._guests = Guests(self._make_guest, self._own, self._is_the_box)
 

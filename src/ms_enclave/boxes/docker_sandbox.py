@@ -456,7 +456,7 @@ class DockerSandbox(Sandbox):
                 dialect=await engine.dialect(),
             )
             document = {**plan.document, "Entrypoint": loader.argv(python)}
-            container = await engine.create(f"sandbox-{self.id}", document)
+            container = await engine.create(f"sandbox-{self.id}{self._apart}", document)
             self._container = container
             if plan.hosts is not None:
                 await engine.write(container, "etc/hosts", plan.hosts)

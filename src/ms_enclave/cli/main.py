@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ms_enclave.cli import bench, doctor, found, jupyter, port, run, shell, tools
+from ms_enclave.cli import bench, doctor, found, jupyter, keys, port, run, server, shell, tools
 from ms_enclave.cli.report import EXIT_OURS, complain
 from ms_enclave.version import __version__
 
@@ -69,7 +69,9 @@ app.command("tools")(tools.tools)
 app.command("ps")(found.ps)
 app.command("clean")(found.clean)
 app.command("doctor")(doctor.doctor)
+app.command("server")(server.server)
 app.command("bench")(bench.bench)
+app.add_typer(keys.app, name="keys")
 app.add_typer(jupyter.app, name="jupyter")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ms_enclave.cli.lasting import stay
 from ms_enclave.cli.program import (
     LIMITS,
     CommandBehindDashes,
@@ -145,6 +146,7 @@ def _ports_of(text: str) -> tuple[int, int]:
 
 
 async def _serve(request: _Request) -> CommandResult:
+    stay()
     import anyio
 
     from ms_enclave.errors import EnclaveError

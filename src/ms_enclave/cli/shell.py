@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ms_enclave.cli.lasting import stay
 from ms_enclave.cli.program import (
     LIMITS,
     CommandBehindDashes,
@@ -148,6 +149,7 @@ def _signals() -> Generator[int, None, None]:
 
 
 async def _serve(request: _Request, resized: int) -> CommandResult:
+    stay()
     import anyio
 
     from ms_enclave.errors import EnclaveError

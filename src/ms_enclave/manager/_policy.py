@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-__all__ = ["Clock", "Facts", "Lifetimes", "aware", "make_clock", "seconds_left"]
+__all__ = ["Clock", "Facts", "Lifetimes", "aware", "make_clock", "moment_after", "seconds_left"]
 
 Clock = Callable[[], datetime]
+
+_LONGEST = 1e9
+"""Seconds, 31 years: what is longer is for ever, and dates end before that of any number."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def seconds_left(facts: Facts, lifetimes: Lifetimes, now: datetime) -> float:
     if facts.idle_timeout is not None:
         left = min(left, facts.idle_timeout - facts.idle_seconds)
     return left
+
+
+def moment_after(now: datetime, seconds: float) -> datetime:
+    """When so many seconds are over."""
+    return now + timedelta(seconds=min(seconds, _LONGEST))
 
 
 def make_clock() -> Clock:

@@ -31,7 +31,14 @@ from ms_enclave.errors import (
     UnknownTypeError,
 )
 from ms_enclave.loop import on_loop, to_the_end
-from ms_enclave.manager._policy import Facts, Lifetimes, aware, make_clock, seconds_left
+from ms_enclave.manager._policy import (
+    Facts,
+    Lifetimes,
+    aware,
+    make_clock,
+    moment_after,
+    seconds_left,
+)
 from ms_enclave.manager._state import State
 from ms_enclave.manager.base import SandboxManager, coerce_manager_config
 from ms_enclave.model import (
@@ -41,10 +48,11 @@ from ms_enclave.model import (
     SandboxStatus,
 )
 from ms_enclave.model.constants import DEFAULT_POOL_EXECUTION_TIMEOUT
+from ms_enclave.model.events import SandboxEvent
 from ms_enclave.pool import Loan, Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from ms_enclave.boxes.base import Keeping, Sandbox
@@ -56,14 +64,23 @@ __all__ = ["LocalSandboxManager"]
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+_NOTHING = "no sandbox type works on this machine: "
 BEST_FIRST = ("process", "docker")
 """What `auto` tries, in this order."""
 
+MOST_IN_POOL = 10_000
+"""Sandboxes of a pool. No machine has as many, and each that is begun costs the loop a moment."""
 STOP_BOUND = 25.0
 """Seconds that the end of all sandboxes together may take."""
 RELEASE_BOUND = 10.0
 """Seconds that giving back what a type's sandboxes shared may take."""
 
+_EVENTS = {
+    SandboxStatus.RUNNING: "started",
+    SandboxStatus.STOPPED: "stopped",
+    SandboxStatus.ERROR: "failed",
+}
+_ADOPTED_AT_ONCE = 8
 _ENDED = frozenset({SandboxStatus.STOPPED, SandboxStatus.ERROR})
 
 
@@ -150,6 +167,8 @@ class LocalSandboxManager(SandboxManager):
         self._cleaner_scope: anyio.CancelScope | None = None
         self._look_again = asyncio.Event()
         self._next_look = math.inf
+        self.listeners: list[Callable[[SandboxEvent], object]] = []
+        """Told, on the private loop, what happens to sandboxes; they neither wait nor raise."""
 
     # --- life ---
 
@@ -181,12 +200,30 @@ class LocalSandboxManager(SandboxManager):
             for name in await anyio.to_thread.run_sync(self._state.types):
                 kind = await self._load(name)
                 self._used.add(kind)
-                for sandbox, left in await kind.adopt(self._owner, self._keeping(name)):
-                    await self._adopt(sandbox, left)
+                found = await kind.adopt(self._owner, self._keeping(name))
+                await self._adopt_all(found)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._end_everything(leave=True)
             raise
+
+    async def _adopt_all(self, found: Iterable[tuple[Sandbox, float | None]]) -> None:
+        """Several at a time: most of it is to wait for engines and guests. Raises the first error
+        that is none of a sandbox, when all have ended."""
+        turns, errors = asyncio.Semaphore(_ADOPTED_AT_ONCE), list[Exception]()
+
+        async def adopt(sandbox: Sandbox, left: float | None) -> None:
+            async with turns:  # which come in order, and so the list of all is in order
+                try:
+                    await self._adopt(sandbox, left)
+                except Exception as error:  # noqa: BLE001 - raised below
+                    errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for sandbox, left in found:
+                tasks.start_soon(adopt, sandbox, left)
+        if errors:
+            raise errors[0]
 
     async def _adopt(self, sandbox: Sandbox, left: float | None) -> None:
         age = datetime.now(timezone.utc) - sandbox.created_at
@@ -364,7 +401,7 @@ class LocalSandboxManager(SandboxManager):
                 return await self._create_one(candidate, config, sandbox_id)
             except (IsolationUnavailableError, EngineUnavailableError) as error:
                 refusals.append(error)
-        raise _nothing_works(refusals)
+        raise nothing_works(refusals)
 
     async def _suits(
         self, sandbox_type: str, config: SandboxConfig | Mapping[str, Any] | None
@@ -417,8 +454,9 @@ class LocalSandboxManager(SandboxManager):
         self._records[sandbox.id] = _Record(
             born=now - age,
             stamp=sandbox.created_at,
-            expires_at=None if ttl is None else now + timedelta(seconds=ttl),
+            expires_at=None if ttl is None else moment_after(now, ttl),
         )
+        sandbox._on_status = self._tell_status  # pyright: ignore[reportPrivateUsage]
         family = Family(self._adopting, self._disown)
         sandbox._family = family  # pyright: ignore[reportPrivateUsage]
         self._look_within(min(ttl or math.inf, idle or math.inf))
@@ -442,10 +480,25 @@ class LocalSandboxManager(SandboxManager):
         """End and forget a sandbox that one of these has made."""
         await self._destroy(fork)
 
+    def _tell_status(self, sandbox: Sandbox, status: SandboxStatus) -> None:
+        self._tell(sandbox, _EVENTS.get(status))
+
+    def _tell(self, sandbox: Sandbox, event: Any) -> None:
+        if event is None or not self.listeners:
+            return
+        reason = sandbox.metadata.get("error") if event == "failed" else None
+        told = SandboxEvent(
+            event=event, sandbox_id=sandbox.id, sandbox_type=_name(sandbox.sandbox_type),
+            at=datetime.now(timezone.utc), reason=reason,
+        )  # fmt: skip
+        for listener in self.listeners:
+            listener(told)
+
     def _forget(self, sandbox: Sandbox) -> None:
         if self._sandboxes.get(sandbox.id) is sandbox:
             del self._sandboxes[sandbox.id]
             self._records.pop(sandbox.id, None)
+            self._tell(sandbox, "deleted")
 
     async def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
         """The handle of a sandbox; None where the manager has none of that id."""
@@ -535,7 +588,7 @@ class LocalSandboxManager(SandboxManager):
         if not (math.isfinite(ttl) and ttl > 0):
             raise ConfigError(f"ttl must be a finite number of seconds above 0, not {ttl}")
         await sandbox._renewed(ttl)  # pyright: ignore[reportPrivateUsage]
-        self._record(sandbox_id, sandbox).expires_at = self._clock() + timedelta(seconds=ttl)
+        self._record(sandbox_id, sandbox).expires_at = moment_after(self._clock(), ttl)
         self._look_within(ttl)
 
     @on_loop
@@ -593,6 +646,7 @@ class LocalSandboxManager(SandboxManager):
             "pool_size": size,
             "pool_enabled": size > 0,
             "pool_initialized": self._pool_initialized,
+            "pool_waiting": 0 if self._pool is None else self._pool.waiting,
         }
 
     # --- the pool ---
@@ -618,6 +672,8 @@ class LocalSandboxManager(SandboxManager):
         size = self.config.pool_size if pool_size is None else pool_size
         if size < 0:
             raise ConfigError("Pool size must be non-negative")
+        if size > MOST_IN_POOL:
+            raise ConfigError(f"a pool has {MOST_IN_POOL} sandboxes at most, not {size}")
         async with self._pool_lock:
             if self._pool is None and size:
                 if not self._stopped:
@@ -674,6 +730,8 @@ class LocalSandboxManager(SandboxManager):
         if self._pool is None:
             raise PoolEmptyError
         seconds = DEFAULT_POOL_EXECUTION_TIMEOUT if timeout is None else timeout
+        if not 0 <= seconds < math.inf:
+            raise ConfigError(f"timeout must be a finite number of seconds, not {timeout}")
         borrower.loan = await self._pool.lend(seconds)
         return borrower.loan.member
 
@@ -733,12 +791,15 @@ class LocalSandboxManager(SandboxManager):
         return record
 
     def _seconds_left(self, sandbox: Sandbox) -> float:
+        return seconds_left(self._facts(sandbox), self._lifetimes, self._clock())
+
+    def _facts(self, sandbox: Sandbox) -> Facts:
         record = self._record(sandbox.id, sandbox)
         created_at = cast("object", sandbox.created_at)
         born = record.born
         if isinstance(created_at, datetime) and created_at != record.stamp:
             born = aware(created_at)
-        facts = Facts(
+        return Facts(
             ended=sandbox.status in _ENDED,
             created_at=born,
             updated_at=aware(sandbox.updated_at),
@@ -746,7 +807,6 @@ class LocalSandboxManager(SandboxManager):
             idle_seconds=sandbox.idle_seconds,
             idle_timeout=sandbox.config.idle_timeout,
         )
-        return seconds_left(facts, self._lifetimes, self._clock())
 
 
 def _name(value: str | Enum) -> str:
@@ -769,14 +829,14 @@ async def _reset(sandbox: Sandbox) -> bool:
     return await sandbox._reset()  # pyright: ignore[reportPrivateUsage]
 
 
-def _nothing_works(
+def nothing_works(
     refusals: list[IsolationUnavailableError | EngineUnavailableError],
 ) -> IsolationUnavailableError:
-    said = "; ".join(refusal.message for refusal in refusals) or "no sandbox type is installed"
+    """What `auto` is refused with: why each of its types was. One may be such a refusal itself."""
+    each = [refusal.message.removeprefix(_NOTHING) for refusal in refusals]
+    said = "; ".join(each) or "no sandbox type is installed"
     remedies = [refusal.remedy for refusal in refusals if refusal.remedy]
-    return IsolationUnavailableError(
-        f"no sandbox type works on this machine: {said}", remedy="; or: ".join(remedies)
-    )
+    return IsolationUnavailableError(f"{_NOTHING}{said}", remedy="; or: ".join(remedies))
 
 
 async def _together(calls: list[Callable[[], Awaitable[object]]], bound: float) -> list[Exception]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -103,7 +104,7 @@ def resolve(
     Args:
         timeout: seconds; goes before the `timeout` of `per_call`, and that before the config's.
     """
-    call = per_call or Limits()
+    call = per_call or _none()
     disk = _least(_size(config.disk_limit), _size(call.disk_limit)) or DEFAULT_LIMITS.disk
     file_size = _least(_size(config.file_size_limit), _size(call.file_size_limit), disk)
     return ResolvedLimits(
@@ -118,6 +119,13 @@ def resolve(
         output=_bounded(config.output_limit, call.output_limit, DEFAULT_LIMITS.output),
         output_action=call.output_action or config.output_action or DEFAULT_LIMITS.output_action,
     )
+
+
+@functools.cache
+def _none() -> Limits:
+    """No limits; made once, when they are asked for first, since making some takes longer than all
+    the rest of `resolve`."""
+    return Limits()
 
 
 def _size(value: int | str | None) -> int | None:

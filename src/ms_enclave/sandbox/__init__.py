@@ -22,6 +22,8 @@ from ms_enclave.model import SandboxStatus as SandboxStatus
 from ms_enclave.model import ToolExecutionRequest as ToolExecutionRequest
 from ms_enclave.model import ToolResult as ToolResult
 from ms_enclave.model import WriteFileRequest as WriteFileRequest
+from ms_enclave.server import SandboxServer as SandboxServer
+from ms_enclave.server import create_server as create_server
 from ms_enclave.tools import PythonExecutor as PythonExecutor
 from ms_enclave.tools import Tool as Tool
 from ms_enclave.tools import ToolFactory as ToolFactory
@@ -41,10 +43,12 @@ __all__ = [
     "SandboxConfig",
     "SandboxFactory",
     "SandboxInfo",
+    "SandboxServer",
     "SandboxStatus",
     "Tool",
     "ToolExecutionRequest",
     "ToolFactory",
     "ToolResult",
     "WriteFileRequest",
+    "create_server",
 ]

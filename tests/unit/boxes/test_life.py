@@ -244,6 +244,22 @@ async def test_idle_time_counts_from_the_last_call() -> None:
         assert 0.02 <= box.idle_seconds < 5
 
 
+async def test_a_start_is_no_idle_time() -> None:
+    seen: list[float] = []
+
+    async def look() -> None:
+        await anyio.sleep(0.02)
+        seen.append(box.idle_seconds)
+        seen.append(time.monotonic())
+
+    box = ScriptedSandbox()
+    box.while_opening = look
+    async with box:
+        idle, began = seen
+        assert idle == 0
+        assert box.idle_seconds <= time.monotonic() - began
+
+
 async def test_a_request_holds_what_the_process_is_started_with() -> None:
     box = ScriptedSandbox({"env_vars": {"A": "1", "B": "1"}, "timeout": 9})
     async with box:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -280,6 +281,7 @@ async def test_statistics(manager: LocalSandboxManager) -> None:
         "pool_size": 2,
         "pool_enabled": True,
         "pool_initialized": True,
+        "pool_waiting": 0,
     }
 
 
@@ -344,6 +346,15 @@ async def test_ages_are_settable(script: Script, time: Time) -> None:
         one = await manager.create_sandbox("nothing")
         time.pass_(seconds=11)
         assert await manager.cleanup_expired() == [one]
+
+
+async def test_a_ttl_beyond_all_dates_is_for_ever(manager: LocalSandboxManager, time: Time) -> None:
+    made = await manager.create_sandbox("nothing", {"ttl": 1e300})
+    renewed = await manager.create_sandbox("nothing", {"ttl": 1})
+    await manager.renew(renewed, 1e300)
+    time.pass_(days=3650)
+    assert await manager.cleanup_expired() == []
+    assert {info.id for info in await manager.list_sandboxes("running")} == {made, renewed}
 
 
 async def test_a_ttl_takes_the_place_of_the_age(manager: LocalSandboxManager, time: Time) -> None:
@@ -417,6 +428,25 @@ async def test_all_can_be_ended_at_once(manager: LocalSandboxManager, script: Sc
 
 
 # --- the pool ---
+
+
+async def test_a_pool_beyond_all_measure_is_refused_before_it_is_begun(
+    manager: LocalSandboxManager,
+) -> None:
+    with pytest.raises(ConfigError, match="10000 sandboxes at most"):
+        await manager.initialize_pool(10_001, "nothing")
+
+
+@pytest.mark.parametrize("timeout", [math.nan, math.inf, -1])
+async def test_whoever_borrows_waits_for_a_time_that_there_is(
+    manager: LocalSandboxManager, timeout: float
+) -> None:
+    await manager.initialize_pool(1, "nothing")
+    with pytest.raises(ConfigError, match="timeout"):
+        async with manager.borrow(timeout=timeout):
+            pass
+    async with manager.borrow(timeout=0):
+        pass
 
 
 async def test_a_pool_keeps_its_ids_while_sandboxes_are_replaced(
