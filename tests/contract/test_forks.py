@@ -16,6 +16,7 @@ from tests.contract.boxes import (
     needs_process,
 )
 from tests.support.interpreters import bare_python
+from tests.support.served import OverHttp
 
 
 @needs_process
@@ -26,6 +27,11 @@ class TestProcess(Process, ForkContract, CheckpointContract):
 @needs_process
 class TestIPython(Process, ForkContract, CheckpointContract):
     config: ClassVar[dict[str, Any]] = {"python": sys.prefix}
+
+
+@needs_process
+class TestProcessOverHttp(OverHttp, Process, ForkContract, CheckpointContract):
+    config: ClassVar[dict[str, Any]] = {"python": bare_python()}
 
 
 @needs_process

@@ -23,6 +23,7 @@ from tests.contract.boxes import (
     needs_process,
 )
 from tests.support.interpreters import bare_python, installed_shell
+from tests.support.served import OverHttp
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -50,6 +51,11 @@ class TestInstalledIPython(Process, KernelContract):
 
     config: ClassVar[dict[str, Any]] = {"python": f"{sys.base_prefix}/bin/python3"}
     implementation = installed_shell(f"{sys.base_prefix}/bin/python3")
+
+
+@needs_process
+class TestOverHttp(OverHttp, Process, KernelContract):
+    config: ClassVar[dict[str, Any]] = {"python": bare_python()}
 
 
 @needs_process

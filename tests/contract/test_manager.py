@@ -16,6 +16,7 @@ from tests.contract.boxes import (
     needs_engine,
     needs_process,
 )
+from tests.support.served import InProcess, OnLoopback
 
 if TYPE_CHECKING:
     from ms_enclave.manager import SandboxManager
@@ -38,6 +39,30 @@ class TestLocalOverProcess(Process, Local):
 
 class TestLocalOverLandlock(Landlock, Local):
     pass
+
+
+class Http(SandboxManagerContract):
+    """The same by a server of its own, which is called in this process."""
+
+    manager_type: ClassVar[str] = "http"
+
+    @classmethod
+    def make(cls, **options: Any) -> SandboxManager:
+        return InProcess(**options)
+
+
+@needs_process
+class TestHttpOverProcess(Process, Http):
+    pass
+
+
+@needs_process
+class TestHttpOnLoopback(Process, Http):
+    """The same through a socket."""
+
+    @classmethod
+    def make(cls, **options: Any) -> SandboxManager:
+        return OnLoopback(**options)
 
 
 @needs_engine

@@ -34,6 +34,7 @@ from tests.contract.boxes import (
     needs_runsc,
 )
 from tests.security.boxes import PlainShellSandbox
+from tests.support.served import OverHttp, OverLoopback
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -70,6 +71,24 @@ class TestProcess(Process, SandboxContract):
 @needs_process
 class TestProcessLife(Process, SandboxLifeContract):
     pass
+
+
+@needs_process
+class TestProcessOverHttp(OverHttp, Process, SandboxContract):
+    """By handles of a server that is called in this process."""
+
+
+@needs_process
+class TestProcessOverLoopback(
+    OverLoopback,
+    Process,
+    CommandContract,
+    TerminalContract,
+    WatchContract,
+    PortsContract,
+    ShellContract,
+):
+    """The same through a socket, where that can make a difference: streams, and what is left."""
 
 
 @needs_process

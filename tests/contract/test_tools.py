@@ -19,6 +19,7 @@ from tests.contract.boxes import (
     needs_engine,
     needs_process,
 )
+from tests.support.served import OverHttp
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
@@ -212,6 +213,31 @@ class TestFilesInProcess(Process, FileOperation):
 
 @needs_process
 class TestMultiCodeInProcess(Process, MultiCodeExecutor):
+    pass
+
+
+@needs_process
+class TestPythonOverHttp(OverHttp, Process, PythonExecutor):
+    pass
+
+
+@needs_process
+class TestShellOverHttp(OverHttp, Process, ShellExecutor):
+    pass
+
+
+@needs_process
+class TestBackgroundOverHttp(OverHttp, Process, BackgroundCommand):
+    pass
+
+
+@needs_process
+class TestFilesOverHttp(OverHttp, Process, FileOperation):
+    pass
+
+
+@needs_process
+class TestMultiCodeOverHttp(OverHttp, Process, MultiCodeExecutor):
     pass
 
 

@@ -20,7 +20,7 @@ ATTACK = re.compile(r"attack `(\w+)`")
 NODE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 CODE = re.compile(r"`([^`]+)`")
 
-TO_COME = {(60, 68): "egress and previews", (69, 75): "the server"}
+TO_COME = {(60, 68): "egress and previews"}
 ATTACKS = {case.name: case.number for case in (*CASES, *BOMBS)}
 NO_GUARD = {"/proc", "/proc/sys", "/sys", "cgroup.kill", "require="}
 """What is set as code among the guards and is none: paths and an option."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms_enclave.bench import containers, forks, kernels, measures, rivals, streams
+from ms_enclave.bench import containers, forks, kernels, measures, rivals, served, streams
 from ms_enclave.bench.figures import Figure, Promise
 from ms_enclave.bench.programs import BARE, BWRAP, DOCKER, PYTHON, SANDLOCK, SERVER
 
@@ -165,6 +165,24 @@ ROWS = (
         ),
         streams.streams,
         (streams.LOOPBACK,),
+    ),
+    Row(
+        "served",
+        (
+            Figure(served.ADDED, promises=(Promise(2), Promise(5, quantile=0.99))),
+            Figure(served.EXISTS, "/s", True, (Promise(500, at_least=True),)),
+            Figure(served.CELLS, "/s", True, (Promise(500, at_least=True),)),
+            Figure(served.PYTHON, "/s", True, (Promise(0.85, served.LOCAL, at_least=True),)),
+        ),
+        served.served,
+        needs=("fastapi", "uvicorn"),
+    ),
+    Row(
+        "listed",
+        (Figure(served.LISTED, promises=(Promise(50),)),),
+        served.listed,
+        needs=("fastapi", "uvicorn"),
+        once=True,
     ),
     Row(
         "docker",
