@@ -142,6 +142,8 @@ async def test_what_it_lacks_is_no_capability_of_it_and_another_tier_is_named() 
             "terminals": [box.shell, lambda: box.start_command("sh", pty=(24, 80))],
             "watch": [lambda: anext(box.files.watch("."))],
             "pause": [box.pause, box.resume],
+            "fork": [box.fork],
+            "checkpoint": [box.checkpoint, lambda: box.rollback("none"), box.tree],
         }
         assert ProcessSandbox.offers - box.capabilities == {*tries, "network"}
         for capability, all_of_it in tries.items():
