@@ -44,6 +44,7 @@ _THREAD = 0x01250F00 | 0x80000  # VM FS FILES SIGHAND THREAD SYSVSEM CLEARTID SE
 _STREAMS = 3
 _FIRST_FREE = 4  # descriptor of a new process, which has its channel as 3
 _CLONE_PARENT_CHILD = 0x8000 | 17
+_CLONE_VM = 0x100
 _BIRTH = 0x01008000  # CLONE_CHILD_SETTID, CLONE_PARENT
 _CLONE_SHARED = 0x900  # CLONE_VM, CLONE_SIGHAND
 _ENTERED = calls.EVERY_NAMESPACE & ~calls.CLONE_NEWPID  # in that one it is born
@@ -154,12 +155,17 @@ class Carrier:
 
     def copy(self) -> int:
         """A stopped copy with the same memory contents, a child of the station."""
+        return self._clone(_CLONE_PARENT_CHILD)
+
+    def twin(self) -> Carrier:
+        """One more that shares the memory, and is the caller's to kill as this one is."""
+        return self.shadow_of(self._clone(_CLONE_PARENT_CHILD | _CLONE_VM))
+
+    def _clone(self, flags: int) -> int:
         if self.away:
             _come_back(self.pid, self)
             self.away = False
-        result, made = tracer.system_call(
-            self.pid, self.orders, self.page, _CLONE, _CLONE_PARENT_CHILD
-        )
+        result, made = tracer.system_call(self.pid, self.orders, self.page, _CLONE, flags)
         if result < 0 or made is None:
             raise OSError(-result, f"copying a carrier: {os.strerror(-result)}")
         return made

@@ -66,6 +66,8 @@ class Checkpoints:
         self.stopping: dict[int, int] = {}
         """Threads of kernels, with the kernels' pids, that did not stop in time: they are let go
         when they do."""
+        self.copiers: dict[int, Process] = {}
+        """Kernels by the pid of what they are copied by."""
 
     def find(self, name: str) -> Checkpoint:
         """Raises OSError (ESRCH) where there is none: its sandbox has ended, or its memory."""
@@ -153,6 +155,9 @@ class Checkpoints:
     def ended(self, pid: int) -> None:
         """A process was reaped."""
         self.stopping.pop(pid, None)
+        copied = self.copiers.pop(pid, None)
+        if copied is not None and copied.copier is not None and copied.copier.pid == pid:
+            copied.copier = None
         for found in self.kept.values():
             if found.carrier is not None and found.carrier.pid == pid:
                 found.carrier = None  # it was killed, for memory say
@@ -264,12 +269,14 @@ class Checkpoints:
         self, process: Process, shadow: Carrier, state: tracer.State, passing: bool
     ) -> Carrier:
         try:
-            copy = shadow.copy()
+            origin = shadow if passing else self._copier(process, shadow)
+            copy = origin.copy()
         except tracer.TraceError as error:
             # It was made to try something else, or was just killed: nobody knows what it is now.
+            known = [one.pid for one in (shadow, process.copier) if one is not None]
             process.let_go_of_shadow()
-            if error.pid == shadow.pid and not os.WIFSTOPPED(error.status):
-                self.station.helper_ended(shadow.pid)  # whoever waited for its stop has reaped it
+            if error.pid in known and not os.WIFSTOPPED(error.status):
+                self.station.helper_ended(error.pid)  # whoever waited for its stop has reaped it
             text = f"the kernel has changed what it is copied by, and is not copied again: {error}"
             raise RefusedError([text]) from None
         try:
@@ -280,8 +287,23 @@ class Checkpoints:
             tracer.kill(copy)
             raise tracer.TraceError(f"{copy} would run in memory that is not its own")
         return self.station.zygotes.carrier_of(
-            copy, shadow, state, passing=passing, shares_nothing=True
+            copy, shadow, state, placed=True, shares_nothing=True
         )
+
+    def _copier(self, process: Process, shadow: Carrier) -> Carrier:
+        """A twin of the shadow in the station's own group, in which its copies are born: what is
+        kept is not to be killed for the memory that the sandbox takes, and to move each copy there
+        would wait for every processor of the machine (cgroup_threadgroup_rwsem)."""
+        if process.copier is None:
+            twin = shadow.twin()
+            try:
+                self.station.zygotes.service.admit(twin.pid, stays=True)
+            except OSError:
+                tracer.kill(twin.pid)
+                raise
+            process.copier = twin
+            self.copiers[twin.pid] = process
+        return process.copier
 
 
 def _descriptors(pid: int, place: slot.Slot) -> list[blockers.Descriptor]:

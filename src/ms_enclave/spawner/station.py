@@ -155,6 +155,7 @@ class Process:
         self.stays = request["kind"] in ("guest", "kernel")  # it mostly waits: nobody's run
         self.serves = request["kind"] == "guest"
         self.shadow: Carrier | None = None
+        self.copier: Carrier | None = None  # its twin, in the station's own group
         self.look_again = 0.0  # when it is next to be looked at, if it is
         self.blind = 0  # looks in a row that have failed
         self.missed = 0  # the same since it is to end
@@ -177,11 +178,13 @@ class Process:
         self.last_words: ExitRow | None = None
 
     def let_go_of_shadow(self) -> None:
-        """End what could copy it. Its memory is gone when both have ended. Idempotent."""
-        shadow, self.shadow = self.shadow, None
-        if shadow is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(shadow.pid, signal.SIGKILL)  # which the loop reaps
+        """End what could copy it. Its memory is gone when all have ended. Idempotent."""
+        copiers = (self.copier, self.shadow)
+        self.copier = self.shadow = None
+        for carrier in copiers:
+            if carrier is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(carrier.pid, signal.SIGKILL)  # which the loop reaps
 
     def remember(self, each: dict[tuple[int, int], float]) -> None:
         """Keep what was seen of processes that nobody will wait for."""

@@ -326,15 +326,15 @@ class Zygotes:
         shadow: carrier.Carrier,
         state: tracer.State,
         *,
-        passing: bool = False,
+        placed: bool = False,
         shares_nothing: bool = False,
     ) -> carrier.Carrier:
         """A carrier, which is the caller's to kill, from a copy of a shadow; `state` is where what
-        is made of it goes on. With `passing` it is to be gone soon, and until then in the groups of
-        the shadow, which takes no wait. Raises OSError or tracer.TraceError, and then the copy is
+        is made of it goes on. It is moved to the station's own groups unless it is `placed`: there
+        already, or to be gone soon. Raises OSError or tracer.TraceError, and then the copy is
         gone."""
         try:
-            if not passing:
+            if not placed:
                 self.service.admit(copy, stays=True)  # what copies share with it is nobody's run
             return carrier.Carrier.of_copy(copy, shadow, state, shares_nothing=shares_nothing)
         except BaseException:
