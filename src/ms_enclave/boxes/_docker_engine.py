@@ -77,7 +77,7 @@ class Engine:
         """Whether its socket is one of this machine, as it seems."""
         self._dialect: Dialect | None = None
         self.users = 0
-        self.watch = Watch(self._events, self._states)
+        self.watch = Watch(self._events, self._states, self._state)
         """Tells what others do to our containers."""
         self._debts = Debts()
 
@@ -216,17 +216,15 @@ class Engine:
         doing = "pause the sandbox" if paused else "resume the sandbox"
         story = self.watch.story_of(container.id)
         with _failures(doing, running=True, bound="work"):
+            if paused:
+                story.change(True)
             try:
-                if not paused:
-                    await container.unpause()
-                else:
-                    story.own_pauses += 1
-                    await container.pause()
+                await (container.pause() if paused else container.unpause())
             except aiodocker.DockerError as error:
-                story.own_pauses = 0
                 if not re.search(r"is (already|not) paused", str(error)):
                     raise
-            story.is_paused = paused
+            if not paused:
+                story.change(False)
 
     async def remove(self, container: Container) -> None:
         """Kill and remove it, with its anonymous volumes; it may have gone by itself.
@@ -440,6 +438,18 @@ class Engine:
     async def _states(self) -> dict[str, str]:
         rows = await self.list([owners.SANDBOX])
         return {str(row.get("Id", "")): str(row.get("State", "")) for row in rows}
+
+    async def _state(self, container: str) -> str | None:
+        # Its own page and not the list, which Docker writes after it has told of the event.
+        with _failures("look at the sandbox"):
+            try:
+                shown = await self.docker.containers.container(container).show()
+            except aiodocker.DockerError as error:
+                if error.status != 404:
+                    raise
+                return None
+        state: Mapping[str, Any] = shown.get("State") or {}
+        return str(state.get("Status", ""))
 
 
 async def _where_to_attach(container: str) -> tuple[URL, bytes | None, bool]:

@@ -41,37 +41,44 @@ class Story:
     """What was heard of one container, and what that means. Pure."""
 
     def __init__(self) -> None:
-        self.is_paused = False
-        """Whether we have paused it."""
-        self.own_pauses = 0
-        """How often we did, and have not heard of that yet."""
+        self.is_ours = False
+        """Whether we have it stand still: from before we ask for that until it goes on."""
+        self.changes = 0
+        """How often we have changed that."""
+        self.doubted = False
+        """Whether only its state can tell what was heard: an event may be of long ago."""
         self._signal = ""
         self._short_of_memory = False
+
+    def change(self, is_ours: bool) -> None:
+        """We are about to have it stand still, or it goes on again."""
+        self.is_ours = is_ours
+        self.changes += 1
 
     def hear(self, action: str, attributes: Mapping[str, str]) -> str | None:
         """Take in an event; gives why the container is of no use any more, if it is not."""
         action = action.partition(":")[0]
         if action == "pause":
-            is_own = self.is_paused or self.own_pauses > 0
-            self.own_pauses = max(0, self.own_pauses - 1)
-            return None if is_own else _PAUSED
-        if action in ("destroy", "remove"):
+            self.doubted = not self.is_ours
+        elif action in ("destroy", "remove"):
             return _REMOVED
-        if action in ("die", "died"):
+        elif action in ("die", "died"):
             return self._end(attributes.get("exitCode", "?"))
-        if action == "kill":
+        elif action == "kill":
             self._signal = attributes.get("signal", "?")
         elif action == "oom":
             self._short_of_memory = True
         return None
 
-    def see(self, state: str | None) -> str | None:
-        """The same for its state as it is seen; None for one that is not there."""
+    def see(self, state: str | None, changes: int) -> str | None:
+        """The same for its state as it is seen, None for one that is not there; it was asked for
+        after so many changes of ours."""
+        self.doubted = False
         if state is None:
             return _REMOVED
-        self.own_pauses = 0  # what was to be heard of them was missed
-        if state == "paused":
-            return None if self.is_paused else _PAUSED
+        if state == "paused" and not self.is_ours:
+            self.doubted = changes != self.changes
+            return None if self.doubted else _PAUSED
         return self._end("?") if state in ("exited", "dead", "removing") else None
 
     def _end(self, status: str) -> str:
@@ -101,16 +108,19 @@ class Watch:
 
     Args:
         events: opens the stream; its first item stands for its being open.
-        states: the state of every container that there is, by id.
+        states: the state of every container that there is, by id; it may be a little old.
+        state: that of one as it is now, None for one that is not there.
     """
 
     def __init__(
         self,
         events: Callable[[], AsyncGenerator[dict[str, Any], None]],
         states: Callable[[], Awaitable[Mapping[str, str]]],
+        state: Callable[[str], Awaitable[str | None]],
     ) -> None:
         self._events = events
         self._states = states
+        self._state = state
         self._followed: dict[str, _Followed] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -149,7 +159,7 @@ class Watch:
                     async for event in events:
                         pause = _FIRST_PAUSE
                         if event:
-                            self._hear(event)
+                            await self._hear(event)
                         else:
                             await self._look()
             except EnclaveError as error:
@@ -157,15 +167,26 @@ class Watch:
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    async def _hear(self, event: dict[str, Any]) -> None:
         actor: dict[str, Any] = event.get("Actor") or {}
-        followed = self._followed.get(str(actor.get("ID", "")))
-        if followed is not None:
-            action = str(event.get("Action", ""))
-            followed.take(followed.story.hear(action, actor.get("Attributes") or {}))
+        container = str(actor.get("ID", ""))
+        followed = self._followed.get(container)
+        if followed is None:
+            return
+        action = str(event.get("Action", ""))
+        followed.take(followed.story.hear(action, actor.get("Attributes") or {}))
+        await self._make_sure(container, followed)
 
     async def _look(self) -> None:
-        asked = dict(self._followed)  # one that is made meanwhile may not be among the answers
+        # One that is made or changed meanwhile may not be among the answers, or not as it is.
+        asked = {name: (one, one.story.changes) for name, one in self._followed.items()}
         states = await self._states()
-        for container, followed in asked.items():
-            followed.take(followed.story.see(states.get(container)))
+        for container, (followed, changes) in asked.items():
+            followed.take(followed.story.see(states.get(container), changes))
+            await self._make_sure(container, followed)
+
+    async def _make_sure(self, container: str, followed: _Followed) -> None:
+        story = followed.story
+        while story.doubted:
+            changes = story.changes
+            followed.take(story.see(await self._state(container), changes))

@@ -20,7 +20,6 @@ ID = "0123456789abcdef" * 4
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ([("pause", {})], "paused by somebody else"),
         ([("kill", {"signal": "9"}), ("die", {"exitCode": "137"})], r"killed .* \(signal 9\)"),
         ([("oom", {}), ("die", {"exitCode": "137"})], "memory was used up"),
         ([("die", {"exitCode": "3"})], "ended with status 3"),
@@ -49,27 +48,27 @@ def test_what_need_not_be_the_end_is_none(action: str) -> None:
     [(None, "removed"), ("paused", "paused"), ("exited", "ended"), ("running", None)],
 )
 def test_what_is_seen_is_as_good(state: str | None, words: str | None) -> None:
-    reason = Story().see(state)
+    reason = Story().see(state, 0)
     assert (reason is None) if words is None else (words in str(reason))
 
 
 def test_a_pause_of_our_own_is_heard_of_and_means_nothing() -> None:
     story = Story()
-    story.own_pauses = 1  # it has been asked for, and is heard of before or after the answer
-    assert story.hear("pause", {}) is None
-    story.is_paused = True
-    assert story.see("paused") is None
-    assert story.hear("pause", {}) is None
-    story.is_paused = False
-    assert "somebody else" in str(story.hear("pause", {}))
-    assert "somebody else" in str(story.see("paused"))
+    story.change(True)  # it is heard of before or after the answer
+    assert (story.hear("pause", {}), story.doubted) == (None, False)
+    assert (story.see("paused", 1), story.doubted) == (None, False)
+    story.change(False)
+    assert (story.hear("pause", {}), story.doubted) == (None, True)  # it may be heard of so late
+    assert (story.see("running", 2), story.doubted) == (None, False)
+    assert "somebody else" in str(story.see("paused", 2))
 
 
-def test_a_pause_of_our_own_that_was_missed_does_not_hide_anothers() -> None:
+def test_a_state_that_is_older_than_what_we_did_is_asked_for_again() -> None:
     story = Story()
-    story.own_pauses = 1
-    assert story.see("running") is None
-    assert "somebody else" in str(story.hear("pause", {}))
+    story.change(True)
+    story.change(False)
+    assert (story.see("paused", 1), story.doubted) == (None, True)
+    assert "somebody else" in str(story.see("paused", 2))
 
 
 class Engine:
@@ -78,6 +77,7 @@ class Engine:
     def __init__(self, *streams: list[dict[str, Any]]) -> None:
         self.streams = list(streams)
         self.states: dict[str, str] = {}
+        self.now: str | None = None
         self.opened = 0
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -93,6 +93,9 @@ class Engine:
     async def look(self) -> dict[str, str]:
         return self.states
 
+    async def state(self, container: str) -> str | None:
+        return self.now or self.states.get(container)
+
 
 def event(action: str, container: str = ID) -> dict[str, Any]:
     return {"Action": action, "Actor": {"ID": container, "Attributes": {}}}
@@ -103,21 +106,32 @@ async def hear(watch: Watch) -> str | None:
 
 
 async def test_whoever_follows_is_told_once() -> None:
-    engine = Engine([{}, event("pause", "another"), event("pause"), event("destroy")])
+    engine = Engine([{}, event("destroy", "another"), event("destroy"), event("die")])
     engine.states = {ID: "running"}
-    watch, told = Watch(engine.events, engine.look), []
+    watch, told = Watch(engine.events, engine.look, engine.state), []
     watch.follow(ID, told.append)
-    assert "paused" in str(await hear(watch))
+    assert "removed" in str(await hear(watch))
     await anyio.wait_all_tasks_blocked()
     assert len(told) == 1
     watch.forget(ID)
     assert await hear(watch) is None
 
 
+@pytest.mark.parametrize(("state", "words"), [("paused", "paused"), ("running", "removed")])
+async def test_a_pause_that_is_heard_of_counts_if_it_still_lasts(state: str, words: str) -> None:
+    engine = Engine([{}, event("pause"), event("destroy")])
+    engine.states = {ID: "running"}
+    watch = Watch(engine.events, engine.look, engine.state)
+    engine.now = state
+    watch.follow(ID, lambda _reason: None)
+    assert words in str(await hear(watch))
+    watch.forget(ID)
+
+
 async def test_what_was_missed_is_found_when_it_can_be_heard_again() -> None:
     engine = Engine([{}, {"fails": True}], [{"fails": True}])
     engine.states = {ID: "running"}
-    watch, told = Watch(engine.events, engine.look), []
+    watch, told = Watch(engine.events, engine.look, engine.state), []
     watch.follow(ID, told.append)
     with anyio.fail_after(5):
         while engine.opened < 2:
