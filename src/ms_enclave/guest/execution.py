@@ -2,13 +2,14 @@
 
 Each program has a supervisor, a fork of the guest that does nothing but collect what ends below it:
 descendants that were daemonised stay below their own supervisor, so that they are found, and one
-program's are not mistaken for another's. It reports the end of the program itself at once and ends
-when nothing is left. Time and memory are the kernel's figures for the program and the descendants
-it waited for.
+program's are not mistaken for another's. It reports the end of the program itself at once. When
+nothing is left it ends, or is there for another program, where it was made to wait for some. Time
+and memory are the kernel's figures for the program and the descendants it waited for.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import marshal
@@ -54,6 +55,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TIOCSCTTY, _TIOCSWINSZ, _TIOCSIG = 0x540E, 0x5414, 0x40045436
 _RECORD = struct.Struct("!qqdd?")
 _LENGTH = struct.Struct("!I")
+_ATTACHED = struct.Struct("4i")
+"""Descriptors: of the report and of the standard streams."""
+_MOST_AT_ONCE = 1 << 14
 _CODE_IN_ARGV = 1 << 16  # one argument may have 128 KiB
 _CODE_FROM_DESCRIPTOR = (
     "exec(compile(__import__('os').fdopen(%d, encoding='utf-8').read(), '<string>', 'exec'))"
@@ -193,49 +197,73 @@ def start(program: Program, stdin: bool) -> Child:
 
 
 class Waiting:
-    """The supervisor of a program that nobody has asked for yet, and our ends of its pipes.
+    """A supervisor that has nothing to look after, and our end of what tells it of programs.
 
-    Its owner has it `become` that of a program, once, or closes it: then it ends by itself.
+    It takes one after another: when a program has ended, and nothing is below it, it waits again.
+    Its owner lets go of it by `close`; then it ends when nothing is below it.
     """
 
-    def __init__(self, child: Child, orders: int) -> None:
-        self._child = child
-        self._orders = orders
-        self.supervisor = child.supervisor
+    def __init__(self, supervisor: int, orders: _socket.socket) -> None:
+        self.supervisor = supervisor
+        self.on_gone: Callable[[int], None] | None = None
+        """Told its wait status by its owner."""
+        self.has_ended = False
+        """As its owner knows."""
+        self._orders: _socket.socket | None = orders
+        self._limits: dict[str, int] | None = None
+        """Those that it has made its own, once it has."""
 
-    def become(self, program: Program, stdin: bool) -> Child | None:
-        """Have it start a program; None where it no longer can, or the program is too long to tell
-        without waiting. Then it is to be closed."""
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be told anything more, as far as is known."""
+        return self._orders is not None and not self.has_ended
+
+    def fits(self, program: Program) -> bool:
+        """Whether it can give a program its limits: what it has lowered for one stays so."""
+        return self._limits is None or self._limits == _own_limits(program)
+
+    def start(self, program: Program, stdin: bool) -> Child | None:
+        """Have it start a program that it fits; None where it no longer can, or the program is too
+        long to tell without waiting. Then it is to be closed."""
+        opened: list[int] = []
+        try:
+            report = _remember(opened, os.pipe2(os.O_CLOEXEC))
+            theirs, ours = _pipes(stdin, opened)
+            self._tell(program, [report[1], *theirs])
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            return None
+        if _can_spawn(program):
+            self._limits = _own_limits(program)
+        for descriptor in (report[1], *theirs):
+            os.close(descriptor)
+        for descriptor in {report[0], *ours} - {-1}:
+            os.set_blocking(descriptor, False)
+        return Child(self.supervisor, report[0], ours[0], ours[1], ours[2])
+
+    def _tell(self, program: Program, theirs: Sequence[int]) -> None:
+        """Send an order with the descriptors that it needs; OSError where that cannot be done."""
         what: Any = (
             list(program.argv), program.env, program.cwd, program.user, program.limits,
-            program.code, stdin,
+            program.code,
         )  # fmt: skip
         order = marshal.dumps(what)
-        try:
-            if os.waitid(os.P_PID, self.supervisor, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return None
-            told = os.write(self._orders, _LENGTH.pack(len(order)) + order)
-        except OSError:
-            return None
+        ended = os.waitid(os.P_PID, self.supervisor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if self._orders is None or ended:
+            raise BrokenPipeError
+        attached = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _ATTACHED.pack(*theirs))
+        told = self._orders.sendmsg([_LENGTH.pack(len(order)), order], [attached])
         if told < _LENGTH.size + len(order):
-            return None
-        self._close_orders()
-        child = self._child
+            raise BlockingIOError
         with contextlib.suppress(OSError):
             os.kill(self.supervisor, signal.SIGCONT)  # any program may have stopped it
-        if not stdin:
-            child.close_one("stdin")
-        return child
-
-    def _close_orders(self) -> None:
-        descriptor, self._orders = self._orders, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
     def close(self) -> None:
-        self._close_orders()
-        for name in ("report", "stdin", "stdout", "stderr"):
-            self._child.close_one(name)
+        """Tell it nothing more. May be called twice."""
+        orders, self._orders = self._orders, None
+        if orders is not None:
+            orders.close()
 
 
 def can_wait(program: Program) -> bool:
@@ -244,25 +272,25 @@ def can_wait(program: Program) -> bool:
 
 
 def wait() -> Waiting:
-    """Fork what can be told later what to start. Fails only where a fork or a pipe does."""
+    """Fork what can be told later what to start. Fails only where a fork or a socket does."""
     become_subreaper()
-    opened: list[int] = []
+    ours, theirs = _socket.socketpair()
     try:
-        report = _remember(opened, os.pipe2(os.O_CLOEXEC))
-        orders = _remember(opened, os.pipe2(os.O_CLOEXEC))
-        theirs, ours = _pipes(True, opened)
         supervisor = fork()
     except OSError:
-        for descriptor in opened:
-            os.close(descriptor)
+        ours.close()
+        theirs.close()
         raise
     if supervisor == 0:
-        _supervise(None, report[1], [*theirs, orders[0]], -1)
-    for descriptor in (*theirs, report[1], orders[0]):
-        os.close(descriptor)
-    for descriptor in (report[0], *ours, orders[1]):
-        os.set_blocking(descriptor, False)
-    return Waiting(Child(supervisor, report[0], ours[0], ours[1], ours[2]), orders[1])
+        _stand_by(theirs.fileno())
+    theirs.close()
+    ours.setblocking(False)
+    return Waiting(supervisor, ours)
+
+
+def _own_limits(program: Program) -> dict[str, int]:
+    """What a supervisor makes its own in order to give it to a program."""
+    return {name: program.limits[name] for name in program.limits if name not in _WOULD_HINDER}
 
 
 def _channel(streams: list[int], opened: list[int]) -> tuple[list[int], int]:
@@ -363,25 +391,18 @@ def start_worker(work: Callable[[int], None]) -> tuple[int, int]:
 # --- in the supervisor ---
 
 
-def _supervise(program: Program | None, report: int, streams: list[int], terminal: int) -> NoReturn:
+def _supervise(program: Program, report: int, streams: list[int], terminal: int) -> NoReturn:
     try:
         os.setsid()  # signals to the program's group are not for us
         become_subreaper()
-        pid = 0
-        if program is None:
-            program, streams, report = _wait_for_orders(report, streams)
-            pid = _spawn(program)
+        pid = os.fork()
         if pid == 0:
-            pid = os.fork()
-            if pid == 0:
-                _become(program, streams, terminal)
+            _become(program, streams, terminal)
         try:
             for number in (0, 1, 2, 3):
                 os.dup2(report, number)  # nobody reads or writes the first three
             close_from(4)
-            with contextlib.suppress(OSError):
-                os.chdir("/")
-            os.write(3, _RECORD.pack(pid, 0, 0, 0, False))
+            _tell_start(pid, 3)
         except BaseException:  # noqa: BLE001 - or it would run on without anybody
             os.kill(pid, signal.SIGKILL)
         _collect(pid, 3)
@@ -389,23 +410,57 @@ def _supervise(program: Program | None, report: int, streams: list[int], termina
         os._exit(0)
 
 
-def _wait_for_orders(report: int, streams: list[int]) -> tuple[Program, list[int], int]:
-    """What to start, once the guest says so; from then on nothing of the guest's is open here but
-    what the program gets and the report, and the streams are where the program has them."""
-    _place_streams([*streams, report])
-    orders, report = 3, 4
-    for descriptor in (orders, report):
-        os.set_inheritable(descriptor, False)
-    program = _ordered(orders)
-    return program, [0, 1, 2], report
+def _stand_by(orders: int) -> NoReturn:
+    """Supervise what the guest says, one program after another, until it says no more."""
+    try:
+        os.setsid()
+        become_subreaper()
+        _place_streams([orders] * 4)  # nobody reads or writes the first three
+        os.set_inheritable(3, False)
+        desk = _socket.socket(fileno=3)
+        while _look_after(*_ordered(desk)):
+            pass
+    finally:
+        os._exit(0)
 
 
-def _spawn(program: Program) -> int:
+def _look_after(program: Program, report: int, streams: list[int]) -> bool:
+    """Start a program and see it to its end; whether another one may come."""
+    pid = _spawn(program, streams)
+    if pid == 0:
+        pid = os.fork()
+        if pid == 0:
+            _become(program, streams, -1)
+    try:
+        # The streams and what only the program has: few numbers are in use here, and the lowest.
+        os.closerange(report + 1, _OWN_FILES)
+        _tell_start(pid, report)
+    except BaseException:  # noqa: BLE001 - or it would run on without anybody
+        os.kill(pid, signal.SIGKILL)
+    was_last = _collect(pid, report)
+    os.close(report)
+    return was_last
+
+
+def _tell_start(pid: int, report: int) -> None:
+    with contextlib.suppress(OSError):
+        os.chdir("/")
+    os.write(report, _RECORD.pack(pid, 0, 0, 0, False))
+
+
+def _can_spawn(program: Program) -> bool:
+    """Whether a supervisor can be what the program is to be."""
+    return (
+        program.user is None
+        and program.limits.keys().isdisjoint(_WOULD_HINDER)
+        and program.limits.get("nofile", _OWN_FILES) >= _OWN_FILES
+    )
+
+
+def _spawn(program: Program, streams: list[int]) -> int:
     """Start a program without a copy of this process, which becomes as the program is to be; 0
     where that cannot be done, or failed: whoever tries again finds out what to say of it."""
-    if program.user is not None or not program.limits.keys().isdisjoint(_WOULD_HINDER):
-        return 0
-    if program.limits.get("nofile", _OWN_FILES) < _OWN_FILES:
+    if not _can_spawn(program):
         return 0
     ignored = [n for n in range(1, _signal.NSIG) if _signal.getsignal(n) == _signal.SIG_IGN]
     os.umask(0o022)
@@ -414,25 +469,30 @@ def _spawn(program: Program) -> int:
         _set_limits(program)
         os.chdir(program.cwd)
         path = next(filter(os.path.exists, _candidates(argv[0], program.env)))
+        placed = [(os.POSIX_SPAWN_DUP2, stream, number) for number, stream in enumerate(streams)]
         return os.posix_spawn(
-            path, argv, program.env, setsid=True, setsigmask=(), setsigdef=ignored
-        )
+            path, argv, program.env,
+            file_actions=placed, setsid=True, setsigmask=(), setsigdef=ignored,
+        )  # fmt: skip
     except (OSError, ValueError, StopIteration, NotImplementedError):
         return 0
 
 
-def _collect(pid: int, report: int) -> None:
+def _collect(pid: int, report: int) -> bool:
+    """Wait until nothing is below; whether the program was the last that was there."""
+    was_last = False
     while True:
         try:
             ended, status, usage = os.wait4(-1, 0)
         except ChildProcessError:
-            return
+            return was_last
         if ended == pid:
             peak = usage.ru_maxrss * 1024
-            figures = (status, peak, usage.ru_utime, usage.ru_stime)
+            was_last = _is_alone()
+            figures = (status, peak, usage.ru_utime, usage.ru_stime, was_last)
             # Whether anybody listens or not, what is left has to be collected.
             with contextlib.suppress(OSError):
-                os.write(report, _RECORD.pack(*figures, _is_alone()))
+                os.write(report, _RECORD.pack(*figures))
 
 
 def _is_alone() -> bool:
@@ -471,29 +531,25 @@ def _become(program: Program, streams: list[int], terminal: int) -> NoReturn:
         os._exit(NOT_EXECUTABLE)
 
 
-def _ordered(orders: int) -> Program:
-    """What the guest says to start; it ends here where the guest has changed its mind."""
-    size = _read_all(orders, _LENGTH.size)
-    order = _read_all(orders, _LENGTH.unpack(size)[0])
-    os.close(orders)
-    argv, env, cwd, user, limits, code, stdin = marshal.loads(order)  # noqa: S302 - our own
-    program = Program(argv, env, cwd, user, limits)
-    program.code = code
-    if not stdin:
-        nothing = _open_nothing()
-        os.dup2(nothing, 0)
-        os.close(nothing)
-    return program
-
-
-def _read_all(descriptor: int, size: int) -> bytes:
-    data = b""
+def _ordered(desk: _socket.socket) -> tuple[Program, int, list[int]]:
+    """What the guest says to start, where that is to be reported and the program's streams; it ends
+    here where the guest has changed its mind."""
+    data, attached, _, _ = desk.recvmsg(
+        _MOST_AT_ONCE, _socket.CMSG_SPACE(_ATTACHED.size), _socket.MSG_CMSG_CLOEXEC
+    )
+    if not data:
+        os._exit(0)
+    report, *streams = _ATTACHED.unpack(attached[0][2])
+    size = _LENGTH.size + _LENGTH.unpack_from(data)[0]
     while len(data) < size:
-        piece = os.read(descriptor, size - len(data))
+        piece = desk.recv(size - len(data))
         if not piece:
             os._exit(0)
         data += piece
-    return data
+    argv, env, cwd, user, limits, code = marshal.loads(data[_LENGTH.size :])  # noqa: S302 - our own
+    program = Program(argv, env, cwd, user, limits)
+    program.code = code
+    return program, report, streams
 
 
 def _place_streams(streams: list[int]) -> None:

@@ -32,9 +32,9 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
     Cancelled, it kills what still runs of a program that has not ended; what a program left
     running behind itself is left alone.
     """
-    child = call.sender.starter.start(_program(call), call.flag("stdin"))
-    call.child = child
-    call.loop.own_child(child.supervisor, lambda status, _usage: _on_gone(call, status))
+    child = call.child = call.sender.starter.start(
+        _program(call), call.flag("stdin"), lambda status: _on_gone(call, status)
+    )
     relay = _Relay(call, child)
     try:
         while True:
@@ -46,6 +46,7 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
         child.read_report()
         relay.close_streams()
         if child.exit is None:
+            call.sender.starter.leave(child)
             yield from kill_tree(child)
         raise
     finally:

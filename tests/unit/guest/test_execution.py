@@ -26,18 +26,24 @@ def seen(child):
 UNEQUAL = """
 program = execution.Program([b"true"], {b"A=": b"x"}, b".", None, {})
 told = seen(execution.start(program, False))
-print(told, seen(execution.wait().become(program, False)) == told)
+print(told, seen(execution.wait().start(program, False)) == told)
 """
 NO_NULL = """
 os.devnull = "/nowhere/null"
 program = execution.Program([b"sh", b"-c", b"cat; exit 3"], {}, b".", None, {})
 for stdin in (False, True):
-    print(seen(execution.start(program, stdin)), seen(execution.wait().become(program, stdin)))
+    print(seen(execution.start(program, stdin)), seen(execution.wait().start(program, stdin)))
 """
 UNHEARD = """
 waiting = execution.wait()
-waiting._child.close_one("report")
-child = waiting.become(execution.Program([b"sleep", b"1000"], {}, b".", None, {}), False)
+os.kill(waiting.supervisor, 19)
+os.waitid(os.P_PID, waiting.supervisor, os.WSTOPPED)
+kill, os.kill = os.kill, lambda pid, number: None  # it is to go on only when nobody listens
+child = waiting.start(execution.Program([b"sleep", b"1000"], {}, b".", None, {}), False)
+os.kill = kill
+child.close_one("report")
+waiting.close()
+os.kill(child.supervisor, 18)
 os.waitpid(child.supervisor, 0)
 try:
     print("left", os.waitpid(-1, os.WNOHANG), flush=True)

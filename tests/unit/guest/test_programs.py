@@ -109,13 +109,23 @@ def descriptors(pid: int) -> list[str]:
 
 
 async def waits(guest: Guest) -> int:
-    """What waits for the next program, once it does: with streams, orders and a report."""
+    """What waits for the next program, once it does."""
     with anyio.fail_after(10):
         while True:
             for pid in below(guest.child.pid):
-                if descriptors(pid) == ["0", "1", "2", "3", "4"]:
+                if is_waiting(pid):
                     return pid
             await asyncio.sleep(0.005)
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether a process has what it gets its orders by, and nothing else."""
+    numbers = descriptors(pid)
+    try:
+        places = {os.readlink(f"/proc/{pid}/fd/{number}") for number in numbers}
+    except OSError:
+        return False
+    return numbers == ["0", "1", "2", "3"] and [place[:6] for place in places] == ["socket"]
 
 
 async def is_dead(pid: int) -> None:
@@ -522,7 +532,52 @@ async def test_what_was_made_before_starts_the_program(early: Guest) -> None:
     pid = await waits(early)
     _, out, _ = await run(early, request("sh", "-c", "echo $PPID $NAME; cat", stdin=True), b"in")
     assert out.decode() == f"{pid} é\nin"
-    assert await waits(early) != pid
+    assert await waits(early) == pid  # nothing is left of that one
+    _, out, _ = await run(early, request("sh", "-c", "echo $PPID"))
+    assert out.decode() == f"{pid}\n"
+
+
+async def test_each_program_has_its_own_limits_and_nothing_of_the_last_one(early: Guest) -> None:
+    code = "#" * 200_000 + "\nimport os, resource as r; print(r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    for number in (100, 200, 200, 20, 200):
+        limits = ResolvedLimits(nofile=number)
+        _, out, _ = await run(early, request(code=code, limits=limits))
+        assert out.decode() == f"{number}\n"
+        await waits(early)
+
+
+async def test_who_looks_after_what_a_program_left_gets_no_other(early: Guest) -> None:
+    pid = await waits(early)
+    process = await early.connection.spawn(request("sh", "-c", "sleep 1000 & echo $!"))
+    assert (await process.wait()).exit_code == 0
+    left = int(await process.stdout.receive())
+    _, out, _ = await run(early, request("sh", "-c", "echo $PPID"))
+    assert int(out) == await waits(early) != pid
+    await process.kill()
+    await is_dead(left)
+    await is_dead(pid)
+    await process.aclose()
+
+
+async def test_after_a_killed_one_the_next_program_starts(early: Guest) -> None:
+    pid = await waits(early)
+    process = await early.connection.spawn(request("sleep", "1000"))
+    await process.kill()
+    await process.aclose()
+    await is_dead(process.pid)
+    _, out, _ = await run(early, request("sh", "-c", "echo $PPID"))
+    assert int(out) == pid
+
+
+async def test_who_looks_after_an_unwanted_program_ends_with_it(early: Guest) -> None:
+    pid = await waits(early)
+    process = await early.connection.spawn(request("sleep", "1000"))
+    with anyio.fail_after(3):  # before anybody would have to kill it, too
+        await process.abandon()
+        await is_dead(process.pid)
+        await is_dead(pid)
+    _, out, _ = await run(early, request("sh", "-c", "echo $PPID"))
+    assert int(out) == await waits(early) != pid
 
 
 @pytest.mark.parametrize("limits", [{"nofile": 100}, {"nofile": 20}, {"cpu_time": 9}])
@@ -542,11 +597,13 @@ async def test_what_was_made_before_leaves_the_program_nothing_else(
         assert int(masks[name], 16) & OF_PROGRAMS == 0, name
 
 
-async def test_nothing_is_made_while_a_program_runs(early: Guest) -> None:
+async def test_nothing_waits_while_a_program_runs(early: Guest) -> None:
     process = await early.connection.spawn(request("sleep", "1000"))
     await run(early, request("true"))
     assert await early.connection.exists(".")  # a round later
-    assert all(descriptors(pid) != ["0", "1", "2", "3", "4"] for pid in below(early.child.pid))
+    with anyio.fail_after(10):  # what has looked after the second one is about to end
+        while any(is_waiting(pid) for pid in below(early.child.pid)):
+            await asyncio.sleep(0.005)
     await process.aclose()
     await waits(early)
 
@@ -568,7 +625,7 @@ async def test_what_was_made_before_and_stopped_goes_on(early: Guest) -> None:
 
 
 async def test_what_is_too_long_to_be_told_runs_all_the_same(early: Guest) -> None:
-    words = [str(number) for number in range(20_000)]
+    words = [str(number) for number in range(60_000)]
     _, out, _ = await run(early, request("printf", "%s ", *words))
     assert out.split() == [word.encode() for word in words]
     await waits(early)
