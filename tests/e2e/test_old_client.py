@@ -118,7 +118,7 @@ def test_the_old_client_uses_our_server(old_python: str, tmp_path: Path) -> None
                 said["stopped"] = await manager.stop_sandbox(made)
                 said["state"] = (await manager.get_sandbox_info(made)).status.value
                 said["deleted"] = [await manager.delete_sandbox(made) for _ in range(2)]
-                said["no_type"] = await caught(manager.create_sandbox("nothing", {}))
+                said["no_type"] = await caught(manager.create_sandbox("no_such_type", {}))
                 said["no_key"] = await caught(manager.create_sandbox("process", {"nothing": 1}))
             """,
         )
@@ -137,7 +137,7 @@ def test_the_old_client_uses_our_server(old_python: str, tmp_path: Path) -> None
     assert (said["stopped"], said["state"]) == (True, "stopped")
     assert said["deleted"] == [True, False]
     assert said["no_type"][0] == "RuntimeError"
-    assert said["no_type"][1].startswith("HTTP 400: Sandbox type nothing is not registered")
+    assert said["no_type"][1].startswith("HTTP 400: Sandbox type no_such_type is not registered")
     assert said["no_key"][1].startswith("HTTP 400: ")
 
 
