@@ -528,7 +528,8 @@ class Kernel:
             timeout: seconds; the sandbox's own where None.
             atomic: whether nothing of a cell stays that does not succeed, whatever became of it:
                 variables, open files, folder and the sandbox's files are then as before it, and a
-                kernel that it killed lives. What lies outside of the sandbox is not undone.
+                kernel that it killed lives. What lies outside of the sandbox is not undone. As
+                the sandbox's config says where None.
             on_input: called with the prompt when the cell calls `input`; what it gives is the
                 answer. One that is not async may block. Without it `input` raises in the cell.
 
@@ -823,8 +824,8 @@ class Sandbox:
     def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keep how it is now: its kernel, if one lives, and its files; to come back to it.
 
-        It goes on meanwhile. Those of a sandbox end with it. So many of them have the memory of
-        their kernels, the last ones, and older ones the files alone (`Checkpoint.memory`).
+        It goes on meanwhile. Those of a sandbox end with it. The last `max_checkpoints` of the
+        config have the memory of their kernels, older ones the files alone (`Checkpoint.memory`).
 
         Args:
             name: what it can be called by, beside its id; the last of that name is meant.
@@ -1122,6 +1123,10 @@ class Sandbox:
         timeout: float | None = None,
     ) -> ToolResult:
         """Run a tool. Wrong parameters are a result (`verdict` "invalid_parameters").
+
+        With `auto_checkpoint` in its config there is a checkpoint `auto` of how it was before, and
+        the result's `metadata["checkpoint"]` has its id. Where the sandbox cannot be kept, the tool
+        runs all the same, and `metadata["checkpoint_refused"]` says what was in the way.
 
         Args:
             timeout: seconds, of the request: a `timeout` among the parameters goes before it.

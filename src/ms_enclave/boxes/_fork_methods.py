@@ -10,7 +10,7 @@ import anyio
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._kernel_methods import KernelMethods
-from ms_enclave.errors import EnclaveError
+from ms_enclave.errors import EnclaveError, ForkRefusedError
 from ms_enclave.loop import on_loop
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Family", "ForkMethods"]
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The name of checkpoints that are made before a tool runs."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class ForkMethods(KernelMethods):
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keep how it is now: its kernel, if one lives, and its files; to come back to it.
 
-        It goes on meanwhile. Those of a sandbox end with it. So many of them have the memory of
-        their kernels, the last ones, and older ones the files alone (`Checkpoint.memory`).
+        It goes on meanwhile. Those of a sandbox end with it. The last `max_checkpoints` of the
+        config have the memory of their kernels, older ones the files alone (`Checkpoint.memory`).
 
         Args:
             name: what it can be called by, beside its id; the last of that name is meant.
@@ -90,6 +93,17 @@ class ForkMethods(KernelMethods):
         async with self._using():
             await self._require("checkpoint")
             return self._list_checkpoints()
+
+    async def _keep_before_tool(self) -> dict[str, Any]:
+        """Have a checkpoint before a tool, and what its result says of that.
+
+        A tool is not refused for what is in the way, or a command in the background could never be
+        ended by one.
+        """
+        try:
+            return {"checkpoint": (await self.checkpoint(AUTO)).id}
+        except ForkRefusedError as error:
+            return {"checkpoint_refused": list(error.blockers)}
 
     async def _checkpoint(self, name: str | None) -> Checkpoint:
         """Make one. Only where there is the capability, as what follows."""

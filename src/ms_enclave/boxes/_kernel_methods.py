@@ -114,6 +114,7 @@ class KernelMethods(Life):
                     limits=lambda timeout: self.config.resolve_limits(None, timeout),
                     own=self._own,
                     tier=lambda: None if self._isolation is None else self._isolation.tier,
+                    atomic=lambda: self.config.atomic,
                     savepoint=self._savepoint,
                 )
             )

@@ -93,7 +93,7 @@ class Life(ABC):
         """What a start does before there is a box: whatever fails here costs nothing."""
 
     @abstractmethod
-    def _check(self) -> None:
+    async def _check(self) -> None:
         """What a start does last: refuse a box that cannot do what was asked for."""
 
     @property
@@ -161,7 +161,7 @@ class Life(ABC):
         try:
             await self._prepare()
             await self._open(self._resources)
-            self._check()
+            await self._check()
             # What the box waited for last may have been out of a cancellation's reach.
             await anyio.lowlevel.checkpoint_if_cancelled()
         except OSError as error:

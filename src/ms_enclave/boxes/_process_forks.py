@@ -20,6 +20,7 @@ from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.errors import ConfigError, ForkRefusedError, SandboxLostError
 from ms_enclave.model import Checkpoint, SandboxStatus
+from ms_enclave.model.checkpoints import MOST_CHECKPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,12 +32,7 @@ if TYPE_CHECKING:
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient, StationProcess
 
-__all__ = ["MOST_CHECKPOINTS", "MOST_IN_MEMORY", "Origin", "ProcessForks"]
-
-MOST_IN_MEMORY = 8
-"""Checkpoints of a sandbox that have its kernel's memory; older ones have the files alone."""
-MOST_CHECKPOINTS = 32
-"""Those that there are at all; older ones are forgotten."""
+__all__ = ["Origin", "ProcessForks"]
 
 
 @dataclass(frozen=True)
@@ -241,7 +237,7 @@ class ProcessForks(Sandbox):
     async def _make_room(self) -> None:
         """Let go of the memory of the oldest beyond what is kept, and of the oldest altogether."""
         with_memory = [kept for kept in self._kept.values() if kept.info.memory]
-        for kept in with_memory[:-MOST_IN_MEMORY]:
+        for kept in with_memory[: max(0, len(with_memory) - self.config.max_checkpoints)]:
             kept.info = kept.info.model_copy(update={"memory": False})
             await self._station.ask("thin", box=self.id, checkpoint=kept.info.id)
         for name in [*self._kept][:-MOST_CHECKPOINTS]:

@@ -295,8 +295,10 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
         self.config = self.config.model_copy(deep=True)
         await self.initialize_tools()
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
         self._toolbox.check(self)
+        if self.config.atomic or self.config.auto_checkpoint:
+            await self._require("checkpoint")
 
     async def _require(self, capability: str) -> None:
         """Refuse what the box cannot do.
@@ -690,6 +692,10 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
     ) -> ToolResult:
         """Run a tool. Wrong parameters are a result (`verdict` "invalid_parameters").
 
+        With `auto_checkpoint` in its config there is a checkpoint `auto` of how it was before, and
+        the result's `metadata["checkpoint"]` has its id. Where the sandbox cannot be kept, the tool
+        runs all the same, and `metadata["checkpoint_refused"]` says what was in the way.
+
         Args:
             timeout: seconds, of the request: a `timeout` among the parameters goes before it.
 
@@ -699,7 +705,16 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
         """
         tool = self._toolbox.get(tool_name)
         async with self._using():
+            return await self._use_tool(tool, parameters, timeout)
+
+    async def _use_tool(
+        self, tool: Tool, parameters: Mapping[str, Any] | None, timeout: float | None
+    ) -> ToolResult:
+        if not self.config.auto_checkpoint or tool.has_checkpoints:
             return await tool.call(self, parameters, timeout=timeout)
+        kept = await self._keep_before_tool()
+        result = await tool.call(self, parameters, timeout=timeout)
+        return result.model_copy(update={"metadata": {**result.metadata, **kept}})
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

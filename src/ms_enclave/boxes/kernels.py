@@ -86,6 +86,8 @@ class Home:
     own: Callable[[Callable[[], Awaitable[object]]], None]
     """Has something undone with the sandbox."""
     tier: Callable[[], str | None]
+    atomic: Callable[[], bool]
+    """Whether cells are atomic of which it is not said."""
     savepoint: Callable[[Kernel], Awaitable[Savepoint]]
     """Keeps how the sandbox is before a cell of a kernel that has its turn. Raises CapabilityError
     or ForkRefusedError."""
@@ -168,7 +170,8 @@ class Kernel:
             timeout: seconds; the sandbox's own where None.
             atomic: whether nothing of a cell stays that does not succeed, whatever became of it:
                 variables, open files, folder and the sandbox's files are then as before it, and a
-                kernel that it killed lives. What lies outside of the sandbox is not undone.
+                kernel that it killed lives. What lies outside of the sandbox is not undone. As
+                the sandbox's config says where None.
             on_input: called with the prompt when the cell calls `input`; what it gives is the
                 answer. One that is not async may block. Without it `input` raises in the cell.
 
@@ -179,7 +182,7 @@ class Kernel:
             CapabilityError, ForkRefusedError: the cell cannot be atomic; it has not run.
         """
         if on_input is None:
-            return await self._run(code, timeout, atomic=bool(atomic))
+            return await self._run(code, timeout, atomic=atomic)
         last: Execution | None = None
         stream = self.run_stream(code, timeout=timeout, atomic=atomic, on_input=on_input)
         async with aclosing(stream) as events:
@@ -214,7 +217,7 @@ class Kernel:
         body = _execute_body(code, allow_input=on_input is not None)
         body |= {"silent": silent, "store_history": store_history and not silent}
         body["user_expressions"] = dict(user_expressions or {})
-        events = self._events(code, timeout, body, atomic=bool(atomic))
+        events = self._events(code, timeout, body, atomic=atomic)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -230,7 +233,7 @@ class Kernel:
             await session.process.send(channel.encode_input(session.cell.number, text))
 
     @on_loop
-    async def _run(self, code: str, timeout: float | None, *, atomic: bool) -> Execution:
+    async def _run(self, code: str, timeout: float | None, *, atomic: bool | None) -> Execution:
         body = _execute_body(code, allow_input=False)
         async with self._home.using(), self._turn:
             session = await self._living()
@@ -250,9 +253,9 @@ class Kernel:
             self._count_cell(cell)
 
     @asynccontextmanager
-    async def _saved_before(self, cell: Cell, atomic: bool) -> AsyncGenerator[None, None]:
+    async def _saved_before(self, cell: Cell, atomic: bool | None) -> AsyncGenerator[None, None]:
         """Have nothing of what happens in the block stay, unless the cell succeeds in it."""
-        if not atomic:
+        if not (self._home.atomic() if atomic is None else atomic):
             yield
             return
         saved = await self._home.savepoint(self)
@@ -266,7 +269,7 @@ class Kernel:
 
     @iterate_on_loop
     async def _events(
-        self, code: str, timeout: float | None, body: dict[str, Any], *, atomic: bool
+        self, code: str, timeout: float | None, body: dict[str, Any], *, atomic: bool | None
     ) -> AsyncGenerator[KernelEvent, None]:
         async with self._home.using():
             await self._turn.acquire()

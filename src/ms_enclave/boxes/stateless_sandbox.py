@@ -99,7 +99,7 @@ class StatelessSandbox(Sandbox):
         await super()._prepare()
 
     @override
-    def _check(self) -> None:
+    async def _check(self) -> None:
         """Refuse tools that need what it lacks, also those that are made for its type."""
         for tool in filter(None, map(self.get_tool, self.list_tools())):
             lacking = sorted((tool.required_capabilities or frozenset()) - self.capabilities)
@@ -109,7 +109,7 @@ class StatelessSandbox(Sandbox):
                     message=f"Tool {tool.name} needs the capability {lacking[0]}, which a "
                     f"{self.sandbox_type} sandbox lacks",
                 )
-        super()._check()
+        await super()._check()
 
     @override
     async def _reset(self) -> bool:

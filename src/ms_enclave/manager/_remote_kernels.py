@@ -110,11 +110,11 @@ class RemoteKernel(Kernel):
 
     @on_loop
     @override
-    async def _run(self, code: str, timeout: float | None, *, atomic: bool) -> Execution:
+    async def _run(self, code: str, timeout: float | None, *, atomic: bool | None) -> Execution:
         if not isinstance(code, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"code must be text, not {type(code).__name__}")
         seconds = inputs.validate_timeout(timeout)
-        body = {"code": code, "timeout": seconds, "atomic": bool(atomic)}
+        body = {"code": code, "timeout": seconds, "atomic": atomic}
         said = await self._do(
             "POST", "run", body=body, extra=self._sandbox.seconds_of(seconds) + 10.0
         )
@@ -122,10 +122,10 @@ class RemoteKernel(Kernel):
 
     @override
     async def _events(
-        self, code: str, timeout: float | None, body: dict[str, Any], *, atomic: bool
+        self, code: str, timeout: float | None, body: dict[str, Any], *, atomic: bool | None
     ) -> AsyncGenerator[KernelEvent, None]:
         seconds = inputs.validate_timeout(timeout)
-        asked = {"code": code, "timeout": seconds, "atomic": bool(atomic)}
+        asked: dict[str, Any] = {"code": code, "timeout": seconds, "atomic": atomic}
         for name in ("silent", "store_history", "user_expressions"):
             asked[name] = body[name]
         asked["allow_input"] = body["allow_stdin"]

@@ -575,7 +575,7 @@ class RemoteSandbox(Sandbox):
             raise ToolNotFoundError(f"Tool {tool_name} not found in this sandbox: it is disabled")
         added = self._toolbox.find(tool_name)
         if added is not None:
-            return await added.call(self, parameters, timeout=timeout)
+            return await self._use_tool(added, parameters, timeout)
         return await run_tool(
             self._call, tool_name, parameters, timeout, self.config.resolve_limits(None).timeout
         )

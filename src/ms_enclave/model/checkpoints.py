@@ -6,7 +6,10 @@ from pydantic import BaseModel
 
 from ms_enclave.model.results import UtcTime
 
-__all__ = ["Checkpoint"]
+__all__ = ["MOST_CHECKPOINTS", "Checkpoint"]
+
+MOST_CHECKPOINTS = 32
+"""Those of a sandbox that there are at all; older ones are forgotten."""
 
 
 class Checkpoint(BaseModel, defer_build=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field, InstanceOf, SerializeAsAny, field_validator
 
 from ms_enclave.model.base import StrictModel
+from ms_enclave.model.checkpoints import MOST_CHECKPOINTS
 from ms_enclave.model.legacy import drop_old_fields
 from ms_enclave.model.limits import Limits, ResolvedLimits, resolve
 
@@ -82,6 +83,12 @@ class SandboxConfig(Limits):
     on_owner_death: Literal["kill", "keep"] = "kill"
     seed: int | None = None
     """Start of the random numbers of every Python run; None for a new one each."""
+    atomic: bool = False
+    """Whether nothing of a cell stays that does not succeed, where the call does not say."""
+    auto_checkpoint: bool = False
+    """Whether there is a checkpoint before every call of a tool."""
+    max_checkpoints: int = Field(default=8, ge=0, le=MOST_CHECKPOINTS)
+    """Checkpoints that have their kernel's memory, the last ones; older ones have the files."""
 
     def resolve_limits(
         self, per_call: Limits | None = None, timeout: float | None = None

@@ -69,6 +69,10 @@ class Policy(StrictModel):
     """Bytes, or like `"16m"`, of each output stream that are kept, which takes the server's memory:
     a sandbox that asks for more gets that."""
 
+    checkpoints: int | None = Field(default=8, ge=0)
+    """Checkpoints of a sandbox that have memory, which is the server's machine's: one that asks for
+    more gets that many."""
+
     @field_validator("output", mode="after")
     @classmethod
     def _in_bytes(cls, value: int | str | None) -> int | None:
@@ -80,7 +84,7 @@ class Policy(StrictModel):
         return cls(
             sandbox_types=None, isolation=None, images=None, host_paths=None, network=True,
             networks=None, publish=True, runtimes=None, privileges=True, hardening="default",
-            stopped_containers=True, output=None,
+            stopped_containers=True, output=None, checkpoints=None,
         )  # fmt: skip
 
     def has_type(self, sandbox_type: str) -> bool:
@@ -89,12 +93,14 @@ class Policy(StrictModel):
 
     def harden(self, config: SandboxConfig) -> SandboxConfig:
         """The same config, hardened where it is a container's that says nothing of it, and with no
-        more output than there may be."""
+        more output, and no more checkpoints in memory, than there may be."""
         more = dict[str, Any]()
         if isinstance(config, DockerSandboxConfig) and "hardening" not in config.model_fields_set:
             more["hardening"] = self.hardening
         if self.output is not None and config.resolve_limits().output > parse_size(self.output):
             more["output_limit"] = parse_size(self.output)
+        if self.checkpoints is not None and config.max_checkpoints > self.checkpoints:
+            more["max_checkpoints"] = self.checkpoints
         return config.model_copy(update=more) if more else config
 
     def check(self, config: SandboxConfig) -> None:

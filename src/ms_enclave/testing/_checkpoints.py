@@ -113,20 +113,42 @@ class CheckpointContract(SandboxSuite):
                 await fork.stop()
         assert (await (await fresh.kernel()).run("x")).result == {"text/plain": "[1, 2]"}
 
-    async def test_the_last_ones_have_memory_and_older_ones_the_files(self, fresh: Sandbox) -> None:
-        await begun(fresh)
-        kernel = await fresh.kernel()
-        for number in range(10):
-            await kernel.run(f"x.append({number}); open('text', 'w').write('{number}')")
-            await fresh.checkpoint(f"c{number}")
-        assert [one.memory for one in await fresh.tree()] == [False] * 2 + [True] * 8
-        await fresh.rollback("c1")
-        assert await fresh.files.read("text") == b"1"
-        assert kernel.status == "dead"
-        await kernel.restart()
-        assert (await kernel.run("open('text').read()")).result == {"text/plain": "'1'"}
-        await fresh.rollback("c5")
-        assert (await kernel.run("x[-1]")).result == {"text/plain": "5"}
+    async def test_the_last_ones_have_memory_and_older_ones_the_files(self, box: Sandbox) -> None:
+        needs(box, "checkpoint")
+        async with self.opened(max_checkpoints=2) as own:
+            await begun(own)
+            kernel = await own.kernel()
+            for number in range(4):
+                await kernel.run(f"x.append({number}); open('text', 'w').write('{number}')")
+                await own.checkpoint(f"c{number}")
+            assert [one.memory for one in await own.tree()] == [False] * 2 + [True] * 2
+            await own.rollback("c1")
+            assert await own.files.read("text") == b"1"
+            assert kernel.status == "dead"
+            with pytest.raises(SandboxStateError, match="rolled back"):
+                await kernel.run("x")
+            await kernel.restart()
+            assert (await kernel.run("open('text').read()")).result == {"text/plain": "'1'"}
+            await own.rollback("c2")
+            assert (await kernel.run("x[-1]")).result == {"text/plain": "2"}
+
+    async def test_there_can_be_one_before_every_tool(self, box: Sandbox) -> None:
+        needs(box, "checkpoint")
+        options = {"tools_config": ["shell_executor"], "auto_checkpoint": True}
+        async with self.opened(**options, max_checkpoints=0) as own:
+            for text in ("one", "two"):
+                line = f"cat text; echo {text} > text"
+                done = await own.execute_tool("shell_executor", {"command": line})
+            (_, last) = await own.tree()
+            assert (done.stdout, done.metadata["checkpoint"]) == ("one\n", last.id)
+            assert (last.name, last.memory) == ("auto", False)
+            await own.rollback("auto")
+            assert await own.files.read("text") == b"one\n"
+            await own.start_command("sleep 1000")
+            done = await own.execute_tool("shell_executor", {"command": "cat text"})
+            assert done.stdout == "one\n"
+            assert "process" in done.metadata["checkpoint_refused"][0]
+            assert len(await own.tree()) == 2
 
     async def test_a_sandbox_without_a_kernel_has_its_files(self, fresh: Sandbox) -> None:
         needs(fresh, "checkpoint")
@@ -179,6 +201,18 @@ class CheckpointContract(SandboxSuite):
         assert done.result == {"text/plain": "[1, 2]"}
         assert await state(fresh) == {"text/plain": "([1, 2], 'one+', 1, True)"}
 
+    async def test_cells_can_be_atomic_by_default(self, box: Sandbox) -> None:
+        needs(box, "checkpoint")
+        async with self.opened(atomic=True) as own:
+            await begun(own)
+            kernel = await own.kernel()
+            for atomic, found in ((None, "[1]"), (False, "[1, 2]")):
+                assert not (await kernel.run("x.append(2); 1/0", atomic=atomic)).success
+                assert (await kernel.run("x")).result == {"text/plain": found}
+            events = [e async for e in kernel.run_stream("x.append(3); 1/0")]
+            assert events[-1].type == "execute_reply"
+            assert (await kernel.run("x")).result == {"text/plain": "[1, 2]"}
+
     async def test_an_atomic_cell_tells_what_it_says(self, fresh: Sandbox) -> None:
         await begun(fresh)
         kernel = await fresh.kernel()
@@ -215,6 +249,10 @@ class CheckpointContract(SandboxSuite):
             with pytest.raises((CapabilityError, SandboxStateError)) as refused:
                 await call()
             assert isinstance(refused.value, CapabilityError)
+        for option in ("atomic", "auto_checkpoint"):
+            with pytest.raises(CapabilityError):
+                async with self.opened(**{option: True}):
+                    pass
         if "kernel" in box.capabilities:
             kernel = await box.kernel("atomic")
             try:

@@ -44,6 +44,8 @@ class Tool(ABC):
     _sandbox_types: ClassVar[Sequence[str] | None] = None
     _capabilities: ClassVar[frozenset[str] | None] = None
     """Names of what a sandbox must be able to do; None where only the listed types will do."""
+    has_checkpoints: ClassVar[bool] = False
+    """Whether it is about checkpoints itself: then none is made before it by itself."""
 
     def __init__(
         self,

@@ -128,6 +128,16 @@ def test_output_takes_no_more_of_the_servers_memory_than_it_may(
     assert kept(Policy(output=None), asked) >= 10**12
 
 
+def test_no_more_checkpoints_are_in_memory_than_may_be() -> None:
+    def kept(policy: Policy, **asked: int) -> int:
+        return policy.harden(of("process", asked)).max_checkpoints
+
+    assert kept(Policy(), max_checkpoints=20) == 8
+    assert kept(Policy(checkpoints=3)) == 3
+    assert kept(Policy(checkpoints=3), max_checkpoints=1) == 1
+    assert kept(Policy.everything(), max_checkpoints=20) == 20
+
+
 @pytest.mark.parametrize(
     ("path", "mode", "is_allowed"),
     [

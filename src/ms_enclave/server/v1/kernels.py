@@ -44,7 +44,8 @@ class CellRun(Body):
 
     code: Any
     timeout: float | None = None
-    atomic: bool = False
+    atomic: bool | None = None
+    """As the config of the sandbox says where null."""
 
 
 class CellTold(CellRun):
