@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Checkpoint,
         CommandInfo,
         CommandResult,
+        FileChange,
         FileEvent,
         FileInfo,
         IsolationReport,
@@ -851,6 +852,23 @@ class Sandbox:
     def tree(self) -> list[Checkpoint]:
         """Its checkpoints, the oldest first; each names the one before it as its `parent`."""
         return call(self._target.tree)
+
+    def diff(self, a: Checkpoint | str, b: Checkpoint | str | None = None) -> list[FileChange]:
+        """What differs in its files between two checkpoints, or between one and now, by path.
+
+        Files are compared by what is in them. What is in the kernels' memory is not looked at.
+
+        Args:
+            a: the earlier one, or its id or name.
+            b: the later one; how it is now where None.
+
+        Raises:
+            CapabilityError: this kind of sandbox has no checkpoints.
+            ConfigError: it has none of that id or name.
+            ForkRefusedError: it has more stored now than is copied at once, or more differs than
+                can be told.
+        """
+        return call(self._target.diff, a, b)
 
     def fork(
         self,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ms_enclave.boxes.base import Sandbox
-    from ms_enclave.model import Checkpoint
+    from ms_enclave.model import Checkpoint, FileChange
 
 __all__ = ["Family", "ForkMethods"]
 
@@ -93,6 +93,32 @@ class ForkMethods(KernelMethods):
         async with self._using():
             await self._require("checkpoint")
             return self._list_checkpoints()
+
+    @on_loop
+    async def diff(
+        self, a: Checkpoint | str, b: Checkpoint | str | None = None
+    ) -> list[FileChange]:
+        """What differs in its files between two checkpoints, or between one and now, by path.
+
+        Files are compared by what is in them. What is in the kernels' memory is not looked at.
+
+        Args:
+            a: the earlier one, or its id or name.
+            b: the later one; how it is now where None.
+
+        Raises:
+            CapabilityError: this kind of sandbox has no checkpoints.
+            ConfigError: it has none of that id or name.
+            ForkRefusedError: it has more stored now than is copied at once, or more differs than
+                can be told.
+        """
+        async with self._using(), self._turn:
+            await self._require("checkpoint")
+            return await self._diff(str(_name_of(a)), _name_of(b))
+
+    async def _diff(self, a: str, b: str | None) -> list[FileChange]:
+        """What differs. Only where there is the capability."""
+        raise NotImplementedError
 
     async def _keep_before_tool(self) -> dict[str, Any]:
         """Have a checkpoint before a tool, and what its result says of that.

@@ -19,7 +19,7 @@ from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes import _process_request as requests
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.errors import ConfigError, ForkRefusedError, SandboxLostError
-from ms_enclave.model import Checkpoint, SandboxStatus
+from ms_enclave.model import Checkpoint, FileChange, SandboxStatus
 from ms_enclave.model.checkpoints import MOST_CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -265,6 +265,17 @@ class ProcessForks(Sandbox):
 
     def _list_checkpoints(self) -> list[Checkpoint]:
         return [kept.info for kept in self._kept.values()]
+
+    async def _diff(self, a: str, b: str | None) -> list[FileChange]:
+        before = self._checkpoint_of(a).info.id
+        after = None if b is None else self._checkpoint_of(b).info.id
+        blockers, rows = await self._station.compare(self.id, before, after)
+        if blockers:
+            text = f"The files cannot be compared: {'; '.join(blockers)}"
+            raise ForkRefusedError(text, blockers=blockers)
+        found = (dict(zip(("path", "change", "type"), row, strict=True)) for row in rows)
+        changes = [FileChange.model_validate(fields) for fields in found]
+        return sorted(changes, key=lambda change: change.path)
 
     async def _roll_back(self, name: str) -> None:
         await self._become(self._checkpoint_of(name))

@@ -31,6 +31,7 @@ from ms_enclave.model import (
     CommandResult,
     DockerNotebookConfig,
     DockerSandboxConfig,
+    FileChange,
     IsolationReport,
     ProcessSandboxConfig,
     SandboxConfig,
@@ -522,6 +523,19 @@ class RemoteSandbox(Sandbox):
         """Its checkpoints, the oldest first."""
         await self._require("checkpoint")
         return [Checkpoint.model_validate(one) for one in await self._call("GET", "checkpoints")]
+
+    @on_loop
+    @override
+    async def diff(
+        self, a: Checkpoint | str, b: Checkpoint | str | None = None
+    ) -> list[FileChange]:
+        """What differs in its files between two checkpoints, or between one and now."""
+        await self._require("checkpoint")
+        query = {"a": a if isinstance(a, str) else a.id}
+        if b is not None:
+            query["b"] = b if isinstance(b, str) else b.id
+        found = await self._call("GET", "diff", extra=FORK_SECONDS, **query)
+        return [FileChange.model_validate(one) for one in found]
 
     # --- tools ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ms_enclave.model.checkpoints import Checkpoint
+from ms_enclave.model.checkpoints import Checkpoint, FileChange
 from ms_enclave.model.commands import CommandInfo, OutputChunk, OutputEvent
 from ms_enclave.model.config import (
     DockerNotebookConfig,
@@ -65,6 +65,7 @@ __all__ = [
     "Execution",
     "ExecutionResult",
     "ExecutionStatus",
+    "FileChange",
     "FileEvent",
     "FileInfo",
     "FileOperationConfig",

@@ -275,6 +275,14 @@ class ReplaceRequest(BoxRequest):
     by: str
 
 
+class DiffRequest(BoxRequest):
+    """Compare the files of a checkpoint with those of another one, or with the sandbox's as they
+    are now. With a file for what differs."""
+
+    checkpoint: str
+    by: NotRequired[str]
+
+
 class FileRow(TypedDict, total=False):
     """What a fork has to open to have the descriptor `fd`: a file, the same open file as another
     descriptor's, or nothing."""

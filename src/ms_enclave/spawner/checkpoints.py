@@ -15,7 +15,7 @@ import json
 import os
 
 from . import _calls as calls
-from . import blockers, layer, slot, survey, tracer
+from . import blockers, changes, layer, slot, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _MOST = 256
 """Checkpoints that a station has at once: each is a process with somebody's memory."""
 _MOST_TOLD = 1 << 16
 """Bytes of what forks have to be told: names are as long as somebody inside likes them."""
+_MOST_CHANGES = 1 << 21
+"""Characters of the paths of what has changed; each is six bytes at most when it is told."""
 _MOST_REASONS, _LONGEST = 24, 300
 _MOST_THREADS = 64
 
@@ -84,6 +86,31 @@ class Checkpoints:
             raise RefusedError(reasons)
         self.kept[name] = Checkpoint(box, None, self._layer(box), 0)
         return {}
+
+    def changes(self, before: str, after: str | None, box: Box) -> list[tuple[str, str, str]]:
+        """What differs between the files of a checkpoint and those of another one, or of a sandbox
+        as they are now: see `changes.find`. Raises RefusedError, and OSError as `find` does."""
+        first = self.find(before).layer
+        if after is not None:
+            return self._compare(first, self.find(after).layer)
+        now = self._layer(box)  # a copy: of what somebody writes to nothing could be said
+        try:
+            return self._compare(first, now)
+        finally:
+            now.close()
+
+    def _compare(self, before: layer.Layer, after: layer.Layer) -> list[tuple[str, str, str]]:
+        work = self.station.plan["work"]
+        found: list[tuple[str, str, str]] = []
+        size = 0
+        for name in slot.folder_names(work):
+            shown = _TMP if name == "tmp" else work
+            for row in changes.find(before.descriptor, after.descriptor, name, shown):
+                found.append(row)
+                size += len(row[0])
+                if size > _MOST_CHANGES:
+                    raise RefusedError([f"changes with more than {_MOST_CHANGES} bytes of names"])
+        return found
 
     def _require_room(self, box: Box) -> None:
         if len(self.kept) >= _MOST:

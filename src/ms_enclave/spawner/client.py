@@ -298,6 +298,21 @@ class StationClient:
                 found[name] = facts, os.pread(file.fileno(), _MOST_NOTE, 0).decode()
         return found
 
+    async def compare(
+        self, box: str, checkpoint: str, by: str | None
+    ) -> tuple[list[str], list[tuple[str, str, str]]]:
+        """What differs between the files of a checkpoint and of another one, or of the sandbox now:
+        what was in the way of looking, and path, change and kind of each thing."""
+        fields = {"checkpoint": checkpoint} | ({} if by is None else {"by": by})
+        with _preparing():
+            file = _memory_file()
+        with file:
+            told = await self.ask("diff", [file.fileno()], box=box, **fields)
+            if "blockers" in told:
+                return told["blockers"], []
+            text = os.pread(file.fileno(), _MOST_NOTE, 0)
+        return [], [(path, change, kind) for path, change, kind in json.loads(text)]
+
     def adopt_box(self, name: str, on_lost: Callable[[str], object]) -> None:
         """Take over a sandbox that a last owner left. `on_lost` hears if it ends by itself."""
         self._boxes[name] = on_lost

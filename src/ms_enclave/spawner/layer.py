@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Layer", "TooMuchError"]
+__all__ = ["Layer", "TooMuchError", "attributes", "pieces"]
 
 _IDS = 65536
 _NOBODY = 65534
@@ -140,7 +140,7 @@ class Layer:
             copy = os.open(path, flags, 0o600, dir_fd=self.descriptor)
             try:
                 self._copy(file, copy, found.st_size)
-                for attribute in _attributes(file):
+                for attribute in attributes(file):
                     os.setxattr(copy, attribute, os.getxattr(file, attribute))
             finally:
                 os.close(copy)
@@ -151,7 +151,7 @@ class Layer:
 
     def _copy(self, file: int, copy: int, size: int) -> None:
         """What is in a file, and the holes as holes."""
-        for start, end in _pieces(file, size):
+        for start, end in pieces(file, size):
             self._bytes -= end - start
             if self._bytes < 0:
                 raise TooMuchError("more bytes than can be copied at once")
@@ -190,7 +190,7 @@ def _open(folder: int, name: str, flags: int) -> int | None:
         raise
 
 
-def _pieces(file: int, size: int) -> Iterator[tuple[int, int]]:
+def pieces(file: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file has data: from, to."""
     end = 0
     while end < size:
@@ -205,5 +205,6 @@ def _pieces(file: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _attributes(file: int) -> list[str]:
+def attributes(file: int) -> list[str]:
+    """Names of those that a user can give."""
     return [name for name in os.listxattr(file) if name.startswith("user.")]

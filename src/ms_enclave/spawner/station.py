@@ -7,9 +7,9 @@ passes through descriptors, or in a message, that it only hands on. It ends when
 or LIFE (the launcher) closes, and the kernel then ends everything else.
 
 Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `freeze`, `close`;
-`checkpoint`, from which `open` and `spawn` can begin, `thin`, `drop` and `replace`; and, for
-sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q`
-that the answer repeats. Events: `ready`, `exit`, `lost`.
+`checkpoint`, from which `open` and `spawn` can begin, `thin`, `drop`, `diff` and `replace`; and,
+for sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number
+`q` that the answer repeats. Events: `ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         BoxLimits,
         BoxRequest,
         CheckpointRequest,
+        DiffRequest,
         ExitRow,
         FreezeRequest,
         KeepRequest,
@@ -797,6 +798,19 @@ class Station:
     def do_thin(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
         """Let go of the memory of what was kept."""
         self.checkpoints.thin(request["checkpoint"])
+        return {"ok": {}}
+
+    def do_diff(self, request: DiffRequest, descriptors: list[int]) -> Answer:
+        """Write into a file what differs between two checkpoints' files, or one's and now."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "the sandbox is gone"}
+        try:
+            found = self.checkpoints.changes(request["checkpoint"], request.get("by"), box)
+        except checkpoints.RefusedError as error:
+            return {"ok": {"blockers": error.reasons}}
+        with open(os.dup(descriptors[0]), "w", encoding="ascii") as file:
+            json.dump(found, file)
         return {"ok": {}}
 
     def do_replace(self, request: ReplaceRequest, _descriptors: list[int]) -> Answer:

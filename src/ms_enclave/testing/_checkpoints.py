@@ -159,6 +159,41 @@ class CheckpointContract(SandboxSuite):
         await fresh.rollback(kept)
         assert await fresh.files.read("text") == b"one"
 
+    async def test_what_differs_between_two_moments_is_told(self, fresh: Sandbox) -> None:
+        needs(fresh, "checkpoint")
+        work = (await fresh.execute_command("pwd")).stdout.strip()
+        await fresh.execute_command(
+            "mkdir d; echo 1 > d/same; echo 1 > d/text; echo 1 > mode; echo 1 > gone; ln -s a link;"
+            "echo 1 > kind; truncate -s 1M holes; head -c 1M /dev/zero > zeros"
+        )
+        first = await fresh.checkpoint("first")
+        await fresh.execute_command(
+            "echo 2 > d/text; touch -r d/same d/text; touch d/same; chmod 600 mode; rm gone;"
+            "ln -sfn b link; rm kind; mkdir kind; echo 2 > kind/new; echo 2 > /tmp/new;"
+            "cp --sparse=always zeros other; mv other zeros; printf x | "
+            "dd of=holes bs=1 seek=500000 conv=notrunc 2>&1"
+        )
+        second = await fresh.checkpoint()
+        expected = [
+            ("/tmp/new", "added", "file"),  # noqa: S108 - inside
+            (f"{work}/d/text", "changed", "file"),
+            (f"{work}/gone", "removed", "file"),
+            (f"{work}/holes", "changed", "file"),
+            (f"{work}/kind", "changed", "directory"),
+            (f"{work}/kind/new", "added", "file"),
+            (f"{work}/link", "changed", "symlink"),
+            (f"{work}/mode", "changed", "file"),
+        ]
+        for b in (second, None):
+            found = [(one.path, one.change, one.type) for one in await fresh.diff("first", b)]
+            assert found == sorted(expected)
+        assert await fresh.diff(second) == []
+        back = {one.path: one.change for one in await fresh.diff(second, first)}
+        assert (back[f"{work}/gone"], back[f"{work}/kind/new"]) == ("added", "removed")
+        for a, b in (("nothing", None), ("first", "nothing")):
+            with pytest.raises(ConfigError):
+                await fresh.diff(a, b)
+
     async def test_what_there_is_not_cannot_be_gone_back_to(self, fresh: Sandbox) -> None:
         await begun(fresh)
         for wrong in ("nothing", ""):
@@ -245,7 +280,7 @@ class CheckpointContract(SandboxSuite):
 
     async def test_who_has_none_says_so(self, box: Sandbox) -> None:
         lacks(box, "checkpoint")
-        for call in (box.checkpoint, box.tree, lambda: box.rollback("x")):
+        for call in (box.checkpoint, box.tree, lambda: box.rollback("x"), lambda: box.diff("x")):
             with pytest.raises((CapabilityError, SandboxStateError)) as refused:
                 await call()
             assert isinstance(refused.value, CapabilityError)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 from ms_enclave import wire
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.errors import SandboxNotFoundError, SandboxStateError
-from ms_enclave.model import Checkpoint, CommandResult, SandboxInfo, ToolResult
+from ms_enclave.model import Checkpoint, CommandResult, FileChange, SandboxInfo, ToolResult
 from ms_enclave.server.answers import document
 from ms_enclave.server.finding import Box, Manager, SandboxId, Who
 from ms_enclave.server.idempotency import Idempotent
@@ -198,6 +198,14 @@ async def checkpoint(body: Keeping, sandbox: Box) -> Response:
 async def list_checkpoints(sandbox: Box) -> Response:
     """What a sandbox can go back to, the oldest first."""
     return document(await sandbox.tree())
+
+
+@router.get("/sandboxes/{sandbox_id}/diff", response_model=list[FileChange])
+async def diff(
+    sandbox: Box, a: Annotated[str, Query()], b: Annotated[str | None, Query()] = None
+) -> Response:
+    """What differs in the files of a sandbox between two checkpoints, or between one and now."""
+    return document(await sandbox.diff(a, b))
 
 
 @router.post("/sandboxes/{sandbox_id}/rollback", response_model=Nothing)
