@@ -108,10 +108,12 @@ if TYPE_CHECKING:
     )
     from ms_enclave.tools import (
         BackgroundCommand,
+        CheckpointTool,
         FileOperation,
         MultiCodeExecutor,
         NotebookExecutor,
         PythonExecutor,
+        RollbackTool,
         SandboxTool,
         ShellExecutor,
         Tool,
@@ -131,6 +133,7 @@ __all__ = [
     "CapabilityError",
     "CellError",
     "Checkpoint",
+    "CheckpointTool",
     "Command",
     "CommandInfo",
     "CommandNotFoundError",
@@ -180,6 +183,7 @@ __all__ = [
     "QuotaExceededError",
     "ReadFileRequest",
     "ResolvedLimits",
+    "RollbackTool",
     "Sandbox",
     "SandboxConfig",
     "SandboxContext",

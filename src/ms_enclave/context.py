@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from ms_enclave.model import (
+        Checkpoint,
         CommandInfo,
         CommandResult,
         Execution,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ms_enclave.model.kernels import OnInput
 
 __all__ = [
+    "CheckpointContext",
     "CommandContext",
     "FilesContext",
     "KernelContext",
@@ -189,6 +191,28 @@ class LanguageContext(Protocol):
         Raises:
             ConfigError: the sandbox does not have that language.
         """
+        ...
+
+
+@runtime_checkable
+class CheckpointContext(Protocol):
+    """A sandbox with the capability `checkpoint`: it can be again as it was."""
+
+    async def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Keep how it is now.
+
+        Raises:
+            ConfigError: the name is none.
+            ForkRefusedError: something in it cannot be kept; `blockers` name it.
+        """
+        ...
+
+    async def rollback(self, checkpoint: Checkpoint | str) -> None:
+        """Be again as it was. Whatever runs in it ends."""
+        ...
+
+    async def tree(self) -> list[Checkpoint]:
+        """Its checkpoints, the oldest first."""
         ...
 
 

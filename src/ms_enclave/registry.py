@@ -44,6 +44,8 @@ TOOLS: Mapping[str, str] = MappingProxyType(
         "background_command": "ms_enclave.tools.background_command:BackgroundCommand",
         "multi_code_executor": "ms_enclave.tools.multi_code_executor:MultiCodeExecutor",
         "notebook_executor": "ms_enclave.tools.notebook_executor:NotebookExecutor",
+        "checkpoint": "ms_enclave.tools.checkpoints:CheckpointTool",
+        "rollback": "ms_enclave.tools.checkpoints:RollbackTool",
     }
 )
 MANAGERS: Mapping[str, str] = MappingProxyType(

@@ -15,6 +15,7 @@ from ms_enclave.testing._suite import SandboxSuite, lacks, needs
 
 if TYPE_CHECKING:
     from ms_enclave.boxes import Sandbox
+    from ms_enclave.model import ToolResult
 
 __all__ = ["CheckpointContract"]
 
@@ -159,6 +160,33 @@ class CheckpointContract(SandboxSuite):
         await fresh.rollback(kept)
         assert await fresh.files.read("text") == b"one"
 
+    async def test_a_model_can_keep_and_go_back_by_tools(self, box: Sandbox) -> None:
+        needs(box, "checkpoint")
+        tools = ["checkpoint", "rollback", "notebook_executor", "background_command"]
+        async with self.opened(tools_config=tools, auto_checkpoint=True) as own:
+
+            async def say(tool: str, **parameters: str) -> ToolResult:
+                return await own.execute_tool(tool, parameters)
+
+            early = await say("rollback")
+            assert (early.verdict, early.error) == (
+                Verdict.INVALID_PARAMETERS, "Of checkpoints there is none yet",
+            )  # fmt: skip
+            await say("notebook_executor", code=BEGIN)
+            kept = await say("checkpoint", name="before")
+            assert kept.output == "Files and variables are kept as before"
+            await say("notebook_executor", code="x.append(2)")
+            for name in ({"checkpoint": "before"}, {}):
+                back = await say("rollback", **name)
+                assert back.output.startswith("Files and variables are as they were at ")
+                assert await state(own) == BEGUN
+            wrong = await say("rollback", checkpoint="nothing")
+            assert wrong.verdict is Verdict.INVALID_PARAMETERS
+            assert "before" in str(wrong.error)
+            await say("background_command", operation="start", command="sleep 1000")
+            refused = await say("checkpoint")
+            assert (refused.success, "process" in str(refused.error)) == (False, True)
+
     async def test_what_differs_between_two_moments_is_told(self, fresh: Sandbox) -> None:
         needs(fresh, "checkpoint")
         work = (await fresh.execute_command("pwd")).stdout.strip()
@@ -284,9 +312,9 @@ class CheckpointContract(SandboxSuite):
             with pytest.raises((CapabilityError, SandboxStateError)) as refused:
                 await call()
             assert isinstance(refused.value, CapabilityError)
-        for option in ("atomic", "auto_checkpoint"):
+        for option in ({"atomic": True}, {"auto_checkpoint": True}, {"tools_config": ["rollback"]}):
             with pytest.raises(CapabilityError):
-                async with self.opened(**{option: True}):
+                async with self.opened(**option):
                     pass
         if "kernel" in box.capabilities:
             kernel = await box.kernel("atomic")

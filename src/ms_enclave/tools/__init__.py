@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ms_enclave.tools.background_command import BackgroundCommand
     from ms_enclave.tools.base import Tool, ToolFactory, register_tool
+    from ms_enclave.tools.checkpoints import CheckpointTool, RollbackTool
     from ms_enclave.tools.file_operation import FileOperation
     from ms_enclave.tools.multi_code_executor import MultiCodeExecutor
     from ms_enclave.tools.notebook_executor import NotebookExecutor
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackgroundCommand",
+    "CheckpointTool",
     "FileOperation",
     "MultiCodeExecutor",
     "NotebookExecutor",
     "PythonExecutor",
+    "RollbackTool",
     "SandboxTool",
     "ShellExecutor",
     "Tool",
@@ -37,10 +40,12 @@ __all__ = [
 
 _HOMES = {
     "BackgroundCommand": "background_command",
+    "CheckpointTool": "checkpoints",
     "FileOperation": "file_operation",
     "MultiCodeExecutor": "multi_code_executor",
     "NotebookExecutor": "notebook_executor",
     "PythonExecutor": "python_executor",
+    "RollbackTool": "checkpoints",
     "SandboxTool": "sandbox_tool",
     "ShellExecutor": "shell_executor",
     "Tool": "base",
