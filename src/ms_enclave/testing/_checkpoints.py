@@ -192,7 +192,8 @@ class CheckpointContract(SandboxSuite):
         work = (await fresh.execute_command("pwd")).stdout.strip()
         await fresh.execute_command(
             "mkdir d; echo 1 > d/same; echo 1 > d/text; echo 1 > mode; echo 1 > gone; ln -s a link;"
-            "echo 1 > kind; truncate -s 1M holes; head -c 1M /dev/zero > zeros"
+            "echo 1 > kind; truncate -s 1M holes; head -c 1M /dev/zero > zeros;"
+            "mkdir shut; echo 1 > shut/text; chmod 0 shut/text shut"
         )
         first = await fresh.checkpoint("first")
         await fresh.execute_command(
