@@ -19,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -534,7 +534,8 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
 
     async def _see_through(self, request: SpawnRequest, job: execution.Job) -> CommandResult:
         """Start a process and see it to its end; boxes may have a shorter way to that."""
-        return await execution.execute(lambda: self._spawn(request), job)
+        brief = replace(request, brief=True)
+        return await execution.execute(lambda: self._spawn(brief), job)
 
     async def _find_shell(self) -> str:
         if self._shell is None:

@@ -133,6 +133,21 @@ class Call:
             await self.news.wait()
         return self._outcome()
 
+    async def ends_soon(self, seconds: float) -> bool:
+        """Whether it has ended within a time, and whatever came for it is here. Answers earlier
+        where so much has come that it should be received first.
+
+        Raises:
+            SandboxLostError: the connection ended.
+        """
+        with anyio.move_on_after(seconds):
+            while not self.is_over:
+                self._connection.check()
+                if any(inbox.window.is_half_full for inbox in self._inboxes):
+                    return False
+                await self.news.wait()
+        return self.ended
+
     def _outcome(self) -> dict[str, Any]:
         if self._error is not None:
             raise CallFailed(self._error)

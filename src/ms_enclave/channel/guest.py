@@ -241,6 +241,7 @@ class GuestConnection(GuestPorts, GuestWatch):
             "stdin": request.stdin,
             "pty": request.pty,
             "behind": request.pty_behind,
+            "brief": request.brief,
             "limits": _rlimits(request.limits),
         }
         _refuse_nul(request)
@@ -348,6 +349,10 @@ class _GuestProcess(Process):
             if self._call.closed:
                 raise anyio.ClosedResourceError
             await self._call.news.wait()
+
+    @override
+    async def ends_soon(self, seconds: float) -> bool:
+        return await self._call.ends_soon(seconds)
 
     @override
     async def send_signal(self, signum: int) -> None:

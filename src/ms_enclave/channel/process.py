@@ -55,6 +55,10 @@ class SpawnRequest:
     """Whether the terminal is not the standard streams, which are pipes then, but behind them, as
     `/dev/tty`."""
 
+    brief: bool = False
+    """Whether it is only seen to its end: that it runs, or writes no more, may then be told some
+    milliseconds later, along with that."""
+
     def __post_init__(self) -> None:
         if (self.argv is None) == (self.code is None):
             raise ValueError("a request needs exactly one of argv and code")
@@ -133,6 +137,16 @@ class Process(ABC):
         Raises:
             SandboxLostError: the sandbox went away, so nobody knows.
         """
+
+    async def ends_soon(self, seconds: float) -> bool:
+        """Whether within a time it has ended, with all that it wrote received or to be received
+        without waiting. May always answer False, and earlier.
+
+        Raises:
+            SandboxLostError: the sandbox went away, so nobody knows.
+        """
+        del seconds
+        return False
 
     @abstractmethod
     async def send_signal(self, signum: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 
 from . import protocol
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Refused"]
 
+_PATIENCE = 0.01
+"""Seconds that what may be told along with something else waits for that."""
+
 
 class Refused(ValueError):
     """What the caller asked for makes no sense; the text is for the caller."""
@@ -54,6 +58,9 @@ class Call:
         self._send_windows = [protocol.SendWindow(window) for _ in range(protocol.MAX_CHANNEL + 1)]
         self._receive_window = protocol.ReceiveWindow(window)
         self._inbox: collections.deque[bytes] = collections.deque()
+        self._is_brief = self.flag("brief")
+        self._put_off = bytearray()
+        self._put_off_until = 0.0
 
     def wake(self) -> None:
         self.loop.wake(self.task)
@@ -112,7 +119,7 @@ class Call:
     def send(self, data: bytes, channel: int = 0) -> None:
         """Send no more than `credit`."""
         self._send_windows[channel].take(len(data))
-        self.sender.send(protocol.encode(protocol.DATA, self.number, data, channel))
+        self._say(protocol.encode(protocol.DATA, self.number, data, channel))
 
     def send_all(self, data: bytes) -> Steps[None]:
         start = 0
@@ -128,10 +135,32 @@ class Call:
         self.send(data)
 
     def send_end(self, channel: int) -> None:
-        self.sender.send(protocol.encode(protocol.END, self.number, b"", channel))
+        self._say(protocol.encode(protocol.END, self.number, b"", channel), may_wait=True)
 
-    def send_event(self, body: dict[str, Any]) -> None:
-        self.sender.send(protocol.encode(protocol.EVENT, self.number, protocol.dump(body)))
+    def send_event(self, body: dict[str, Any], *, may_wait: bool = False) -> None:
+        self._say(protocol.encode(protocol.EVENT, self.number, protocol.dump(body)), may_wait)
+
+    def _say(self, frame: bytes, may_wait: bool = False) -> None:
+        """Send a frame, or put it off: each that is sent alone wakes the host for nothing where the
+        rest is to be said a moment later."""
+        if not self._put_off:
+            self._put_off_until = time.monotonic() + _PATIENCE
+        self._put_off += frame
+        if not (may_wait and self._is_brief):
+            self.say_all()
+
+    def say_all(self) -> None:
+        """Send what was put off."""
+        if self._put_off:
+            self.sender.send(bytes(self._put_off))
+            self._put_off.clear()
+
+    def patience(self) -> float | None:
+        """Seconds that what was put off may still wait; where that is none, it is sent. None where
+        nothing waits."""
+        if self._put_off and time.monotonic() >= self._put_off_until:
+            self.say_all()
+        return self._put_off_until - time.monotonic() if self._put_off else None
 
     # --- receiving ---
 

@@ -41,7 +41,7 @@ def spawn(call: Call) -> Steps[dict[str, Any]]:
             pause = relay.step()
             if relay.ended:  # the end of the call goes with that of the program
                 break
-            yield pause
+            yield call.patience() if pause is None else pause
     except Cancelled:
         child.read_report()
         relay.close_streams()
@@ -127,7 +127,7 @@ class _Relay:
             self._watch("report", READ)
         if child.pid and not self._said_pid:
             self._said_pid = True
-            self._call.send_event({"pid": child.pid})
+            self._call.send_event({"pid": child.pid}, may_wait=True)
         self._hold_said()
         more = self._pump("stdout", STDOUT) | self._pump("stderr", STDERR)
         if self._behind:
@@ -155,7 +155,7 @@ class _Relay:
         assert self._child.exit is not None  # noqa: S101 - asked just before
         if not self._said_pid:  # its supervisor was killed before it had said anything
             self._said_pid = True
-            self._call.send_event({"pid": 0})
+            self._call.send_event({"pid": 0}, may_wait=True)
         self._said_exit = True
         status, user, system, peak = self._child.exit
         code, number = execution.exit_code(status)

@@ -254,6 +254,11 @@ class ReceiveWindow:
             raise FrameError("a second end")
         self.ended = True
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether the other end may send no more than half of the window."""
+        return self._open <= self._size // 2
+
     def consume(self, amount: int) -> int:
         """Bytes were used up; gives the credit to send now, or 0: not for every few bytes."""
         self._consumed += amount

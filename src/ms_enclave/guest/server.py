@@ -307,6 +307,7 @@ class _Server:
 
     def _end(self, call: Call, failure: object, result: dict[str, Any]) -> None:
         del self._calls[call.number]
+        call.say_all()
         if failure is None:
             self.send(protocol.encode(protocol.RESULT, call.number, protocol.dump(result)))
             return

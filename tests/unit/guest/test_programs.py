@@ -635,3 +635,26 @@ async def test_what_waits_ends_with_its_guest(early: Guest) -> None:
     pid = await waits(early)
     early.child.kill()
     await is_dead(pid)
+
+
+@pytest.mark.parametrize(
+    ("line", "ends"),
+    [
+        ("echo out; echo err >&2", True),
+        ("sleep 600", False),  # it goes on
+        ("sleep 600 & echo out", False),  # somebody else still has its output
+        ("head -c 300000 /dev/zero; echo err >&2", False),  # it is to be received first
+    ],
+)
+async def test_whether_a_program_and_its_output_end_soon(
+    guest: Guest, line: str, ends: bool
+) -> None:
+    process = await guest.connection.spawn(request("sh", "-c", line, brief=True))
+    try:
+        assert await process.ends_soon(20 if ends else 0.05) is ends
+        if ends:
+            assert await read_all(process.stdout) == b"out\n"
+            assert await read_all(process.stderr) == b"err\n"
+    finally:
+        await process.kill()
+        await process.aclose()

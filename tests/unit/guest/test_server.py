@@ -330,3 +330,39 @@ def test_a_call_ends_with_its_program_or_with_what_that_left_running(leaves: boo
         if leaves:
             os.kill(int(printed), signal.SIGKILL)
             assert guest.end_of(1)[0] == protocol.RESULT
+
+
+def test_what_a_brief_program_did_is_told_along_with_its_end(python: str) -> None:
+    with raw_guest(python) as guest:
+        guest.send(HELLO)
+        assert guest.next() is not None
+        body: dict[str, Any] = {"argv": ["true"], "env": {}, "limits": {}, "cwd": "."}
+        for number in range(1, 101):  # on a busy machine some take longer than it waits
+            guest.request(number, op="spawn", brief=True, **body)
+            heard = guest.decoder.feed(guest.socket.recv(65536))
+            kinds = [frame[0] for frame in heard]
+            if kinds.count(protocol.EVENT) == 2 and kinds.count(protocol.END) == 2:
+                break
+            guest.frames += heard
+            guest.end_of(number)
+        else:
+            pytest.fail("its start is always told alone")
+
+
+@pytest.mark.parametrize("line", ["exec sleep 600", "exec sleep 600 >&- 2>&-"])
+def test_that_a_program_runs_is_told_though_it_was_to_be_brief(python: str, line: str) -> None:
+    with raw_guest(python) as guest:
+        guest.send(HELLO)
+        assert guest.next() is not None
+        words = ["/bin/sh", "-c", line]
+        body: dict[str, Any] = {"argv": words, "env": {}, "limits": {}, "cwd": "."}
+        guest.request(1, op="spawn", brief=True, **body)
+        frame = guest.next()
+        assert frame is not None
+        assert protocol.load_body(frame[3])["pid"] > 0
+        for _ in range(line.count(">&-")):
+            frame = guest.next()
+            assert frame is not None
+            assert frame[0] == protocol.END
+        guest.request(2, op="kill", call=1)
+        assert guest.end_of(1)[0] == protocol.RESULT
