@@ -538,6 +538,9 @@ class Group:
         self._late: tuple[tuple[int, bool], list[int]] | None = None
         self._before = Figures()
         self._killed = False
+        self._leaving = False
+        """Whether it is to be removed, and so is nobody's next one."""
+
         self._again = False
         """Whether it is used more than once: then its files stay open."""
 
@@ -616,7 +619,7 @@ class Group:
 
     def _reset(self) -> bool:
         """Begin its books anew; False where they cannot be."""
-        if self._killed:
+        if self._killed or self._leaving:
             return False
         if (hierarchy := self._with("pids")) and self._read(hierarchy, "pids.peak").strip() not in (
             "", "0", "1",
@@ -868,14 +871,18 @@ class Group:
         self._close_late()
 
     def remove(self) -> bool:
-        """Remove it and its children; False while the kernel still counts somebody in it."""
+        """Remove it and its children; False while the kernel still counts somebody in it.
+
+        Idempotent: one that has to be tried again may have gone with its sandbox's meanwhile.
+        """
+        self._leaving = True
         self.close()
         for child in list(self._children):
             if not child.remove():
                 return False
         if not self._remove():
             return False
-        if self._parent is not None:
+        if self._parent is not None and self in self._parent._children:
             self._parent._children.remove(self)
         return True
 

@@ -397,6 +397,41 @@ def test_it_is_removed_with_its_runs(tree: cgroups.Station, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_could_not_be_removed_may_go_with_its_sandbox(
+    tree: cgroups.Station, tmp_path: Path
+) -> None:
+    group = tree.group("box")
+    fill(tmp_path / "box")
+    child = group.child()
+    for file in (tmp_path / "box").glob("*.*"):
+        file.unlink()
+    busy = tmp_path / child.name / "somebody"
+    busy.touch()
+    assert not child.remove()
+    busy.unlink()
+    assert group.remove()
+    assert child.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("leaving", [True, False])
+def test_a_run_that_is_to_be_removed_is_not_the_next_ones(tmp_path: Path, leaving: bool) -> None:
+    opened = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    tree = cgroups.Station([{"version": 1, "controllers": ["memory"], "fd": opened}])
+    group = tree.lend()
+    child = group.child()
+    for each in (group, child):
+        (tmp_path / each.name / "memory.usage_in_bytes").write_text("0")
+        (tmp_path / each.name / "memory.max_usage_in_bytes").write_text("0")
+    if leaving:
+        assert not child.remove()  # a file is in it
+    assert tree.take_back(group) is not leaving
+    assert (group in tree.spare) is not leaving
+    group.close()
+    child.close()
+    os.close(opened)
+
+
 def test_without_any_group_nothing_is_held_and_nothing_fails() -> None:
     station = cgroups.Station([])
     assert (station.source, station.complete) == ("rusage", False)
