@@ -42,6 +42,7 @@ _FREEZE_SECONDS = 5.0
 _FREEZE_PAUSE = 0.002
 _PACKET = 1 << 17
 _MOST_NOTE = 1 << 24
+_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS})
 _INLINE = 1 << 15  # what a socket surely takes in one piece
 
 _left: list[subprocess.Popen[bytes]] = []
@@ -182,9 +183,9 @@ class StationClient:
         while self._socket is ours:
             try:
                 data = ours.recv(_PACKET)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
+            except OSError as error:
+                if error.errno in _PASSING:
+                    return  # what is there stays there, and the loop calls again
                 data = b""
             if not data:
                 self._disconnect("The station has ended")

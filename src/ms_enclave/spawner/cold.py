@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .cgroups import Group
     from .slot import Slot
 
-__all__ = ["ToldError", "hear", "only", "set_limit", "spawn"]
+__all__ = ["ToldError", "hear", "hear_last_words", "only", "set_limit", "spawn"]
 
 _PATIENCE = 10.0
 _LOOK = 0.05
@@ -108,6 +108,14 @@ def hear(ours: socket.socket, pid: int = 0) -> int:
         return int(message or b"0")
     step, number = message[1:].decode().split("|")
     raise ToldError(int(number), f"{step}: {os.strerror(int(number))}")
+
+
+def hear_last_words(ours: socket.socket) -> None:
+    """Listen to a process that has ended, as far as it was not heard. Raises ToldError if it had
+    failed by itself."""
+    while select.select([ours], [], [], 0)[0]:
+        if not hear(ours):
+            return
 
 
 def _enter(

@@ -539,6 +539,7 @@ class _Doors(zygote.Zygotes):
         except BaseException as error:
             told = isinstance(error, cold.ToldError)
             if pid and not told and (not survey.is_alive(pid) or survey.is_killed(pid)):
+                cold.hear_last_words(ours)
                 raise tracer.InterferedError(signal.SIGKILL) from error
             if handle >= 0:
                 with contextlib.suppress(ProcessLookupError):  # it has ended by itself
