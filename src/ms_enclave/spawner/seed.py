@@ -249,7 +249,13 @@ class Seed:
         registers.rax = calls.number("clone")
         registers.rdi = flags
         registers.rsi = registers.rdx = registers.r10 = registers.r8 = 0
-        result, made = tracer.run_page(pid, self._page, registers)
+        try:
+            result, made = tracer.run_page(pid, self._page, registers)
+        except tracer.TraceError:
+            # Nobody knows how far it came. The loop hears of its end, and has another one made.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise
         if result < 0 or made is None:
             raise OSError(-result, f"clone: {os.strerror(-result)}")
         return made

@@ -105,6 +105,10 @@ def test_a_process_with_anything_left_is_not_let_go(tmp_path: Path) -> None:
     assert run_case("walls", tmp_path) is True
 
 
+def test_a_seed_that_goes_astray_is_ended_and_not_asked_again(tmp_path: Path) -> None:
+    assert run_case("lost_seed", tmp_path) == [9, True]
+
+
 def test_the_bytes_are_the_assembled_source(tmp_path: Path) -> None:
     source = SOURCES / "ms_enclave" / "spawner" / "blob.S"
     code, flat = tmp_path / "blob.o", tmp_path / "blob.bin"

@@ -13,7 +13,7 @@ import time
 
 sys.path.insert(0, sys.argv[3])
 
-from ms_enclave.spawner import carrier, packing, tracer
+from ms_enclave.spawner import carrier, packing, seed, tracer
 
 _MKDIR, _GETPPID, _GETPID, _EXIT, _POLL = 83, 110, 39, 60, 7
 
@@ -307,6 +307,20 @@ def walls(_folder: str) -> object:
         carrier.check_walls(os.getpid())
     except tracer.TraceError as error:
         return "would have run with" in str(error)
+    return "not refused"
+
+
+def lost_seed(_folder: str) -> object:
+    """How a seed ends that does something else than it was told to."""
+    one = seed.Seed([], [])
+    with open(f"/proc/{one.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(one._page)  # pyright: ignore[reportPrivateUsage]
+        memory.write(b"\x0f\x0b" * 32)  # ud2
+    try:
+        one.bear()
+    except tracer.TraceError:
+        _, status = os.waitpid(one.pid, tracer.WALL)
+        return os.WTERMSIG(status), one.ended(one.pid)
     return "not refused"
 
 
