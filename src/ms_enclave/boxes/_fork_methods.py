@@ -10,7 +10,7 @@ import anyio
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes._kernel_methods import KernelMethods
-from ms_enclave.errors import EnclaveError, ForkRefusedError
+from ms_enclave.errors import CapabilityError, EnclaveError, ForkRefusedError
 from ms_enclave.loop import on_loop
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class ForkMethods(KernelMethods):
 
     async def _diff(self, a: str, b: str | None) -> list[FileChange]:
         """What differs. Only where there is the capability."""
-        raise NotImplementedError
+        del a, b
+        raise CapabilityError("checkpoint")
 
     async def _keep_before_tool(self) -> dict[str, Any]:
         """Have a checkpoint before a tool, and what its result says of that.
@@ -133,14 +134,16 @@ class ForkMethods(KernelMethods):
 
     async def _checkpoint(self, name: str | None) -> Checkpoint:
         """Make one. Only where there is the capability, as what follows."""
-        raise NotImplementedError
+        del name
+        raise CapabilityError("checkpoint")
 
     async def _roll_back(self, name: str) -> None:
         """Be as it was at the one of that id or name."""
-        raise NotImplementedError
+        del name
+        raise CapabilityError("checkpoint")
 
     def _list_checkpoints(self) -> list[Checkpoint]:
-        raise NotImplementedError
+        raise CapabilityError("checkpoint")
 
     # --- forks ---
 
@@ -209,7 +212,8 @@ class ForkMethods(KernelMethods):
 
         Whoever calls ends those that were made where it raises.
         """
-        raise NotImplementedError
+        del made, ids, reseed, at
+        raise CapabilityError("fork")
 
     async def _start_fork(self, fork: Sandbox, made: list[Sandbox]) -> None:
         """Start one, and have it listed where this one is."""
