@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         SandboxManagerConfig,
         SandboxStatus,
         SearchMatch,
+        SnapshotInfo,
         ToolResult,
         Verdict,
     )
@@ -905,6 +906,26 @@ class Sandbox:
             for one in call(self._target.fork, n, at=at, reseed=reseed, sandbox_ids=sandbox_ids)
         ]
 
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Keep its files, those of its working folder and of /tmp, for new sandboxes to begin with.
+
+        Files only: no kernel, no variables, nothing that runs; in the folders no pipes, sockets and
+        extended attributes. It stands still for the moment in which they are copied, where control
+        groups allow; else what changes meanwhile may be half written. It may be paused. A snapshot
+        outlives its sandbox and the manager; `create_sandbox` begins with one where the config's
+        `snapshot` names it.
+
+        Args:
+            name: 1 to 128 letters, digits, dots, `_` or `-`, the first a letter or a digit.
+
+        Raises:
+            CapabilityError: this kind of sandbox has none.
+            ConfigError: the name is none, or there is a snapshot of that name.
+            ForkRefusedError: its files are more than 1 GiB or 20,000, or too deep.
+            SnapshotStoreError: they cannot be stored; nothing is left of it.
+        """
+        return call(self._target.snapshot, name)
+
     def list_ports(self) -> list[PortInfo]:
         """The TCP ports on which programs of the sandbox take connections, sorted by port.
 
@@ -1363,6 +1384,49 @@ class SandboxManager:
         """
         call(self._target.put_dir, sandbox_id, source, target)
 
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots that sandboxes of this manager can begin with, by name.
+
+        Raises:
+            CapabilityError: this kind of manager has none.
+            SnapshotStoreError: they cannot be read.
+        """
+        return call(self._target.list_snapshots)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Delete a snapshot. Sandboxes that began with it, and exports under way, go on.
+
+        Raises:
+            SnapshotNotFoundError: there is none of that name.
+            Otherwise as `list_snapshots`.
+        """
+        call(self._target.delete_snapshot, name)
+
+    def export_snapshot(self, name: str) -> Iterator[bytes]:
+        """A snapshot as an uncompressed tar, in pieces: what a sandbox has in its working folder
+        below `work`, and what it has in /tmp below `tmp`.
+
+        Raises:
+            As `delete_snapshot`, with the first piece.
+        """
+        return iterate(self._target.export_snapshot, name)
+
+    def import_snapshot(self, name: str, tar: bytes | Iterable[bytes]) -> SnapshotInfo:
+        """Have an uncompressed tar of that form as a snapshot. It may come from anybody.
+
+        Set-user-id bits are not taken over, and links are not followed. It is all or nothing.
+
+        Args:
+            name: as `Sandbox.snapshot` takes it.
+            tar: its bytes, or an iterable of pieces, which is read on the caller's own loop.
+
+        Raises:
+            ConfigError: the name or the tar is not valid, there is a snapshot of that name, or it
+                is more than 1 GiB or 20,000 files.
+            Otherwise as `list_snapshots`.
+        """
+        return call(self._target.import_snapshot, name, _feed(tar))
+
     def initialize_pool(
         self,
         pool_size: int | None = None,
@@ -1455,6 +1519,22 @@ class LocalSandboxManager(SandboxManager):
         )
         super().__init__(target)
         self._target = target
+
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots that there are, by name. See `SandboxManager.list_snapshots`."""
+        return call(self._target.list_snapshots)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Delete one. See `SandboxManager.delete_snapshot`."""
+        call(self._target.delete_snapshot, name)
+
+    def export_snapshot(self, name: str) -> Iterator[bytes]:
+        """One as a tar, in pieces. See `SandboxManager.export_snapshot`."""
+        return iterate(self._target.export_snapshot, name)
+
+    def import_snapshot(self, name: str, tar: bytes | Iterable[bytes]) -> SnapshotInfo:
+        """Have a tar as one. See `SandboxManager.import_snapshot`."""
+        return call(self._target.import_snapshot, name, _feed(tar))
 
     def start(self) -> None:
         """Make the manager ready. A second call does nothing; after a `stop` it starts anew."""
@@ -1671,6 +1751,22 @@ class HttpSandboxManager(SandboxManager):
         which server it is.
         """
         return call(self._target.get_stats)
+
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots on the server that this key has. See `SandboxManager.list_snapshots`."""
+        return call(self._target.list_snapshots)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Delete one. See `SandboxManager.delete_snapshot`."""
+        call(self._target.delete_snapshot, name)
+
+    def export_snapshot(self, name: str) -> Iterator[bytes]:
+        """One as a tar, in pieces. See `SandboxManager.export_snapshot`."""
+        return iterate(self._target.export_snapshot, name)
+
+    def import_snapshot(self, name: str, tar: bytes | Iterable[bytes]) -> SnapshotInfo:
+        """Have a tar as one. See `SandboxManager.import_snapshot`."""
+        return call(self._target.import_snapshot, name, _feed(tar))
 
     def run_code(
         self,

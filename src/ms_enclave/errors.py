@@ -21,7 +21,9 @@
     ├── StoreUnavailableError               the server's database does not answer
     ├── PortRefusedError (ConnectionRefusedError)   nothing takes connections at that port inside
     ├── PortTimeoutError (TimeoutError)             what listens at that port takes none in time
-    └── ForkRefusedError                    something in the sandbox cannot be forked
+    ├── ForkRefusedError                    something in the sandbox cannot be forked
+    ├── SnapshotNotFoundError (ValueError)  there is no snapshot of that name
+    └── SnapshotStoreError                  snapshots cannot be read or written: a full disk, say
 
 What a program does wrong is never one of these: it is a result. `code` is how an error travels on
 the wire and `http_status` what a server answers with; both belong to the class. `remedy` says what
@@ -55,6 +57,8 @@ __all__ = [
     "SandboxStartError",
     "SandboxStateError",
     "ServerUnreachableError",
+    "SnapshotNotFoundError",
+    "SnapshotStoreError",
     "StoreUnavailableError",
     "ToolNotFoundError",
     "UnknownTypeError",
@@ -344,3 +348,22 @@ class ForkRefusedError(EnclaveError):
         self.blockers = list(blockers)
         text = message or f"The sandbox cannot be forked: {'; '.join(self.blockers)}"
         super().__init__(text, remedy=remedy)
+
+
+class SnapshotNotFoundError(EnclaveError, ValueError):
+    """There is no snapshot of that name."""
+
+    code = "snapshot_not_found"
+    http_status = 404
+
+    def __init__(self, name: str, *, remedy: str | None = None) -> None:
+        super().__init__(f"There is no snapshot {name!r}", remedy=remedy)
+        self.name = name
+
+
+class SnapshotStoreError(EnclaveError):
+    """What snapshots are stored in cannot be read or written: its disk is full, say, or what is
+    there is damaged. Nothing has changed."""
+
+    code = "snapshot_store"
+    http_status = 507

@@ -172,6 +172,7 @@ _DETAILS: Mapping[str, Mapping[str, Callable[[Any], Any]]] = {
     errors.PortRefusedError.code: {"port": _whole},
     errors.PortTimeoutError.code: {"port": _whole, "timeout": _number},
     errors.ForkRefusedError.code: {"blockers": _texts},
+    errors.SnapshotNotFoundError.code: {"name": _text},
 }
 """What an error has besides its words, and what that must be."""
 

@@ -59,7 +59,7 @@ def guards() -> set[str]:
 
 def test_every_number_of_the_list_has_one_row() -> None:
     numbers = [number for span, _, _ in rows() for number in span]
-    assert numbers == list(range(1, 89))
+    assert numbers == list(range(1, 90))
 
 
 def test_every_row_has_a_guard_and_a_test_or_says_what_it_comes_with() -> None:

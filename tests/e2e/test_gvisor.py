@@ -144,6 +144,7 @@ async def test_what_it_lacks_is_no_capability_of_it_and_another_tier_is_named() 
             "pause": [box.pause, box.resume],
             "fork": [box.fork],
             "checkpoint": [box.checkpoint, lambda: box.rollback("none"), box.tree],
+            "snapshot": [lambda: box.snapshot("one")],
         }
         assert ProcessSandbox.offers - box.capabilities == {*tries, "network"}
         for capability, all_of_it in tries.items():

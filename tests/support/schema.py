@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
@@ -70,6 +72,10 @@ class Tried:
         self._manager = _Strict(sandbox_config={"timeout": 2, "memory_limit": "256m"})
 
     def __enter__(self) -> Tried:
+        # What is called a snapshot here is none of the user's.
+        self._folder = tempfile.TemporaryDirectory()
+        self._data_home = os.environ.get("XDG_DATA_HOME")
+        os.environ["XDG_DATA_HOME"] = self._folder.name
         call(self._manager.start)
         schema = schemathesis.openapi.from_dict(self._manager.server.app.openapi())
         schema.config.update(base_url=str(self._manager.config.base_url))
@@ -85,6 +91,10 @@ class Tried:
         trace: TracebackType | None,
     ) -> None:
         call(self._manager.stop)
+        del os.environ["XDG_DATA_HOME"]
+        if self._data_home is not None:
+            os.environ["XDG_DATA_HOME"] = self._data_home
+        self._folder.cleanup()
 
     async def _have_one(self) -> None:
         found = await self._manager.get_sandbox_info(self.NAME)

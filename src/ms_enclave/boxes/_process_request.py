@@ -224,6 +224,8 @@ def capabilities(
         found.add("network")
     if facts["kills_by_group"]:  # a group of version 2, which can also stand still
         found.add("pause")
+    if layered:
+        found.add("snapshot")
     if facts["traced"] and layered:
         found |= {"fork", "checkpoint"}
     return frozenset(found)

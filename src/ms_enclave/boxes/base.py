@@ -34,6 +34,7 @@ from ms_enclave.boxes._environment import BASE_ENVIRONMENT
 from ms_enclave.boxes._fork_methods import ForkMethods
 from ms_enclave.boxes._guests import Guests
 from ms_enclave.boxes._settings import Settings
+from ms_enclave.boxes._snapshot_methods import SnapshotMethods
 from ms_enclave.boxes._toolbox import Toolbox
 from ms_enclave.boxes.files import Files, across_loops, validate_path
 from ms_enclave.boxes.ports import Ports
@@ -100,7 +101,7 @@ class Keeping:
     """How long one without a `ttl` lives in all; None: for ever, but not without an owner."""
 
 
-class Sandbox(CommandMethods, ForkMethods, Ports):
+class Sandbox(CommandMethods, ForkMethods, SnapshotMethods, Ports):
     """One sandbox: `CREATED → STARTING → RUNNING → STOPPING → STOPPED`, or `ERROR`.
 
     A handle. It may be used from any thread and any event loop, also from another one than it
@@ -293,6 +294,8 @@ class Sandbox(CommandMethods, ForkMethods, Ports):
 
     async def _prepare(self) -> None:
         self.config = self.config.model_copy(deep=True)
+        if self.config.snapshot is not None and "snapshot" not in self.offers:
+            await self._require("snapshot")
         await self.initialize_tools()
 
     async def _check(self) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import signal
 import sys
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,6 +24,7 @@ import anyio.to_thread
 
 from ms_enclave.boxes import _inputs as inputs
 from ms_enclave.boxes import _process_request as requests
+from ms_enclave.boxes._life import CLOSE_BOUND
 from ms_enclave.boxes._process_forks import Origin, ProcessForks
 from ms_enclave.boxes._process_fresh import MOST_STDIN, Fresh
 from ms_enclave.boxes._process_network import refuse_without_helper
@@ -48,13 +51,14 @@ from ms_enclave.model import (
 from ms_enclave.spawner import register, stations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
     from ms_enclave.boxes._execution import Job
     from ms_enclave.boxes._gvisor import Gvisor
     from ms_enclave.channel.guest import GuestConnection
     from ms_enclave.channel.process import KernelProcess, KernelRequest, Process, SpawnRequest
+    from ms_enclave.model import SnapshotInfo
     from ms_enclave.model.diagnosis import Diagnosis, FoundSandbox, Problem
     from ms_enclave.model.limits import ResolvedLimits
     from ms_enclave.spawner.client import StationClient, StationProcess
@@ -62,6 +66,14 @@ if TYPE_CHECKING:
 __all__ = ["ProcessSandbox"]
 
 _REFUSED_SECONDS = 60.0
+_NAMESPACES = "use isolation='namespace'"
+_FORKS = "forks take ptrace, and Linux 6.15 or newer for their files"
+_OF_NAMESPACES = {
+    "fork": _FORKS,
+    "checkpoint": _FORKS,
+    "snapshot": "snapshots take Linux 6.15 or newer",
+}
+"""What a sandbox of the tier that can most takes for it."""
 _MOST_FRESH = 32
 _fresh: dict[tuple[str, type[Sandbox]], dict[str, Fresh]] = {}
 """By owner and class, and then by config."""
@@ -89,7 +101,7 @@ class ProcessSandbox(ProcessForks):
     sandbox_type = "process"
     config_class: ClassVar[type[SandboxConfig]] = ProcessSandboxConfig
     guest_is_the_box = False
-    offers = WHOLE | {"fork", "checkpoint"}
+    offers = WHOLE | {"fork", "checkpoint", "snapshot"}
 
     _refused: ClassVar[dict[str, float]] = {}
     """Until when (monotonic) an owner to whom namespaces were refused is not to try again."""
@@ -140,7 +152,7 @@ class ProcessSandbox(ProcessForks):
         if found is not None and found.station.alive:
             return found
         plain = own.isolation in (None, "namespace") and own.on_owner_death == "kill"
-        if own.require or own.network_enabled or not plain:
+        if own.require or own.network_enabled or own.snapshot or not plain:
             return None  # what a sandbox has to show, or gets when it opens
         sandbox = cls(own.model_copy(deep=True))
         sandbox._owner = owner
@@ -183,11 +195,12 @@ class ProcessSandbox(ProcessForks):
         self._station = station
         if origin is None and station.facts["root_mode"]:
             _refuse_a_closed_python(self._plan)
-        box = await station.open_box(
-            self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost,
-            checkpoint=None if origin is None else origin.checkpoint,
-        )  # fmt: skip
-        stack.push_async_callback(self._close_box)
+        async with self._beginning(origin) as checkpoint:
+            box = await station.open_box(
+                self.id, requests.DEFAULT_USER, requests.box_limits(self._limits), self._lost,
+                checkpoint=checkpoint,
+            )  # fmt: skip
+            stack.push_async_callback(self._close_box)
         stack.callback(self._show(box["init"], station.launcher))
         self._place = self._tier.place(config, box)
         stack.callback(setattr, self, "config", config)
@@ -203,6 +216,22 @@ class ProcessSandbox(ProcessForks):
                 self.id, self._note(config), ttl=config.ttl, most=self._keeping.seconds,
                 idle=config.idle_timeout,
             )  # fmt: skip
+
+    @asynccontextmanager
+    async def _beginning(self, origin: Origin | None) -> AsyncGenerator[str | None, None]:
+        """What the station has that its files begin with, in the block."""
+        name = self.config.snapshot
+        if origin is not None or name is None:
+            yield None if origin is None else origin.checkpoint
+            return
+        if not isinstance(self._tier, Namespaces):  # with isolation="best"
+            raise CapabilityError("snapshot", remedy=_NAMESPACES)
+        from ms_enclave.boxes import _process_snapshots as snapshots  # few want one
+
+        store = await self._find_snapshots()
+        work = self._settings_of_process.working_dir
+        async with snapshots.loaded(self._station, name, store, work) as checkpoint:
+            yield checkpoint
 
     async def _settle_in(self, origin: Origin | None) -> None:
         """Have an environment, and a kernel if it begins as somebody's fork."""
@@ -453,9 +482,9 @@ class ProcessSandbox(ProcessForks):
             remedy = "give this user control groups of version 2, see `ms-enclave doctor`"
             raise CapabilityError(capability, remedy=remedy)
         if capability in self.offers - {"network"} - self._capabilities:
-            remedy = "use isolation='namespace'"
-            if capability in ("fork", "checkpoint") and isinstance(self._tier, Namespaces):
-                remedy = "forks take ptrace, and Linux 6.15 or newer for their files"
+            remedy = _NAMESPACES
+            if isinstance(self._tier, Namespaces):
+                remedy = _OF_NAMESPACES.get(capability, remedy)
             raise CapabilityError(capability, remedy=remedy)
         await super()._require(capability)
 
@@ -475,6 +504,35 @@ class ProcessSandbox(ProcessForks):
         fields["preload"] = modules
         document = requests.kernel_document(request, named)
         return kernels.StationKernel(*await station.spawn_kernel(self.id, document, fields))
+
+    async def _snapshot(self, name: str) -> SnapshotInfo:
+        from ms_enclave.boxes import _process_snapshots as snapshots
+
+        store = await self._find_snapshots()
+        async with self._turn, self._lock:
+            self._require_running()
+            layer = await self._copy_standing_still()
+        try:
+            return await anyio.to_thread.run_sync(
+                snapshots.store, self._station, layer, name, store
+            )
+        finally:
+            for descriptor in layer:
+                os.close(descriptor)
+
+    async def _copy_standing_still(self) -> tuple[int, int]:
+        """Its files, copied while nothing in it runs, where that can be had."""
+        from ms_enclave.boxes import _process_snapshots as snapshots
+
+        runs = "pause" in self._capabilities and not self._paused
+        try:
+            if runs:
+                await self._set_frozen(True)
+            return await snapshots.copy_files(self._station, self.id)
+        finally:
+            if runs:
+                with anyio.move_on_after(CLOSE_BOUND, shield=True):
+                    await self._thaw_to_end()
 
     async def _give_network(self, box: str) -> None:
         await _attach_network(self._station, box)
@@ -528,7 +586,8 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
 
     Raises:
         IsolationUnavailableError: not Linux.
-        CapabilityError: a network, and the machine has nothing to make one with.
+        CapabilityError: a network, and the machine has nothing to make one with; a snapshot, in a
+            tier that has none.
     """
     if sys.platform != "linux":
         from ms_enclave.boxes._process_probe import USE_LINUX
@@ -540,6 +599,8 @@ def _refuse_what_is_not_here(config: ProcessSandboxConfig) -> None:
         )
     if config.network_enabled:
         refuse_without_helper()
+    if config.snapshot is not None and config.isolation in ("landlock", "gvisor"):
+        raise CapabilityError("snapshot", remedy=_NAMESPACES)
 
 
 def _refuse_a_closed_python(plan: RuntimePlan) -> None:

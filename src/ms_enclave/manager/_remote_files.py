@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ms_enclave.manager._remote_link import Link
 
-__all__ = ["RemoteGuest"]
+__all__ = ["RemoteGuest", "upload"]
 
 
 class RemoteGuest:
@@ -68,15 +68,7 @@ class RemoteGuest:
         return int((await self._upload(url, data))["written"])
 
     async def _upload(self, url: str, data: bytes | AsyncIterable[bytes]) -> Any:
-        if isinstance(data, bytes):
-            return await self._link.put(url, data)
-        pieces = _Noting(data)
-        try:
-            return await self._link.put(url, pieces)
-        except EnclaveError:
-            if pieces.failed is not None:
-                raise pieces.failed from None
-            raise
+        return await upload(self._link, url, data)
 
     async def list(
         self, path: str, depth: int = 1, limit: int = 100_000
@@ -142,6 +134,19 @@ class RemoteGuest:
     async def connect_port(self, port: int) -> RemotePort:
         """A connection to a port."""
         return await RemotePort.open(self._link, self._path, port)
+
+
+async def upload(link: Link, url: str, data: bytes | AsyncIterable[bytes]) -> Any:
+    """Send something of any length, and give what answers it. Raises what its pieces raise."""
+    if isinstance(data, bytes):
+        return await link.put(url, data)
+    pieces = _Noting(data)
+    try:
+        return await link.put(url, pieces)
+    except EnclaveError:
+        if pieces.failed is not None:
+            raise pieces.failed from None
+        raise
 
 
 class _Noting:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ms_enclave import wire
 from ms_enclave.boxes import _inputs as inputs
+from ms_enclave.boxes._snapshot_plan import validate_snapshot_name
 from ms_enclave.boxes.base import Sandbox
 from ms_enclave.errors import (
     EnclaveError,
@@ -37,6 +38,7 @@ from ms_enclave.model import (
     SandboxConfig,
     SandboxInfo,
     SandboxStatus,
+    SnapshotInfo,
     ToolResult,
     VolcengineSandboxConfig,
 )
@@ -66,6 +68,9 @@ STDIN_LIMIT = 11 << 20
 
 FORK_SECONDS = 60.0
 """What forks may take longer than another call: there may be many of them."""
+
+SNAPSHOT_SECONDS = 120.0
+"""The same for all that a sandbox has stored."""
 
 _CONFIGS: dict[str, type[SandboxConfig]] = {
     "process": ProcessSandboxConfig,
@@ -536,6 +541,16 @@ class RemoteSandbox(Sandbox):
             query["b"] = b if isinstance(b, str) else b.id
         found = await self._call("GET", "diff", extra=FORK_SECONDS, **query)
         return [FileChange.model_validate(one) for one in found]
+
+    @on_loop
+    @override
+    async def snapshot(self, name: str) -> SnapshotInfo:
+        """Keep its files for new sandboxes to begin with."""
+        validate_snapshot_name(name)
+        await self._require("snapshot")
+        body = {"name": name}
+        said = await self._call("POST", "snapshots", body=body, extra=SNAPSHOT_SECONDS)
+        return SnapshotInfo.model_validate(said)
 
     # --- tools ---
 

@@ -13,9 +13,11 @@ from urllib.parse import quote, unquote
 
 from ms_enclave.errors import ConfigError, SandboxStateError
 
-__all__ = ["State"]
+__all__ = ["State", "snapshots_in"]
 
 _LOCK = "owner.lock"
+_SNAPSHOTS = ".snapshots"
+"""No type of sandbox is called so: `quote` leaves its dot, and a name has none in front."""
 
 _open: weakref.WeakSet[State] = weakref.WeakSet()
 
@@ -67,7 +69,8 @@ class State:
     def types(self) -> list[str]:
         """The types of sandboxes that something may be left of."""
         with os.scandir(self.path) as entries:
-            return sorted(unquote(entry.name) for entry in entries if entry.is_dir())
+            names = [entry.name for entry in entries if entry.is_dir()]
+        return sorted(unquote(name) for name in names if name != _SNAPSHOTS)
 
     def folder_of(self, sandbox_type: str) -> str:
         """Where a type keeps what it needs; made by whoever uses it."""
@@ -78,6 +81,11 @@ class State:
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
+
+
+def snapshots_in(state_dir: str) -> str:
+    """Where the snapshots of a manager with that folder are."""
+    return os.path.join(os.path.abspath(os.path.expanduser(state_dir)), _SNAPSHOTS)
 
 
 def _require_private(path: str) -> None:

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from ms_enclave.boxes._inputs import new_sandbox_id
-from ms_enclave.errors import ConfigError, SandboxNotFoundError
+from ms_enclave.errors import CapabilityError, ConfigError, SandboxNotFoundError
 from ms_enclave.manager._languages import run_in
 from ms_enclave.model import SandboxManagerConfig, SandboxManagerType
 from ms_enclave.model.base import say_what_is_invalid
 from ms_enclave.registry import MANAGERS, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        Callable,
+        Mapping,
+    )
     from contextlib import AbstractAsyncContextManager
     from os import PathLike
     from types import TracebackType
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
         SandboxConfig,
         SandboxInfo,
         SandboxStatus,
+        SnapshotInfo,
         ToolResult,
     )
 
@@ -225,6 +231,51 @@ class SandboxManager(ABC):
             ConfigError: the source is no folder.
         """
         await (await self._require_sandbox(sandbox_id)).put_dir(source, target)
+
+    # --- snapshots ---
+
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots that sandboxes of this manager can begin with, by name.
+
+        Raises:
+            CapabilityError: this kind of manager has none.
+            SnapshotStoreError: they cannot be read.
+        """
+        raise CapabilityError("snapshot", message="This manager has no snapshots")
+
+    async def delete_snapshot(self, name: str) -> None:
+        """Delete a snapshot. Sandboxes that began with it, and exports under way, go on.
+
+        Raises:
+            SnapshotNotFoundError: there is none of that name.
+            Otherwise as `list_snapshots`.
+        """
+        raise CapabilityError("snapshot", message="This manager has no snapshots")
+
+    def export_snapshot(self, name: str) -> AsyncGenerator[bytes, None]:
+        """A snapshot as an uncompressed tar, in pieces: what a sandbox has in its working folder
+        below `work`, and what it has in /tmp below `tmp`.
+
+        Raises:
+            As `delete_snapshot`, with the first piece.
+        """
+        raise CapabilityError("snapshot", message="This manager has no snapshots")
+
+    async def import_snapshot(self, name: str, tar: bytes | AsyncIterable[bytes]) -> SnapshotInfo:
+        """Have an uncompressed tar of that form as a snapshot. It may come from anybody.
+
+        Set-user-id bits are not taken over, and links are not followed. It is all or nothing.
+
+        Args:
+            name: as `Sandbox.snapshot` takes it.
+            tar: its bytes, or an async iterable of pieces, which is read on the caller's own loop.
+
+        Raises:
+            ConfigError: the name or the tar is not valid, there is a snapshot of that name, or it
+                is more than 1 GiB or 20,000 files.
+            Otherwise as `list_snapshots`.
+        """
+        raise CapabilityError("snapshot", message="This manager has no snapshots")
 
     # --- the pool ---
 

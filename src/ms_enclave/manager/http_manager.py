@@ -10,6 +10,8 @@ import anyio
 
 from ms_enclave import wire
 from ms_enclave.boxes._inputs import new_sandbox_id, validate_sandbox_id
+from ms_enclave.boxes._snapshot_plan import validate_snapshot_name
+from ms_enclave.boxes.files import across_loops
 from ms_enclave.errors import (
     ConfigError,
     EnclaveError,
@@ -17,7 +19,8 @@ from ms_enclave.errors import (
     SandboxNotFoundError,
 )
 from ms_enclave.http_client import Place
-from ms_enclave.loop import on_loop, to_the_end
+from ms_enclave.loop import iterate_on_loop, on_loop, to_the_end
+from ms_enclave.manager._remote_files import upload
 from ms_enclave.manager._remote_link import Link, path_of
 from ms_enclave.manager._remote_sandbox import RemoteSandbox, run_tool
 from ms_enclave.manager.base import SandboxManager, coerce_manager_config
@@ -28,6 +31,7 @@ from ms_enclave.model import (
     SandboxManagerConfig,
     SandboxManagerType,
     SandboxStatus,
+    SnapshotInfo,
     ToolResult,
 )
 
@@ -235,6 +239,36 @@ class HttpSandboxManager(SandboxManager):
             "base_url": self._base_url,
             "tracked_sandboxes": len(self._mine),
         }
+
+    # --- snapshots ---
+
+    @on_loop
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots on the server that this key has. See `SandboxManager.list_snapshots`."""
+        found = await self._link.get(path_of("snapshots"))
+        return [SnapshotInfo.model_validate(one) for one in found]
+
+    @on_loop
+    async def delete_snapshot(self, name: str) -> None:
+        """Delete one. See `SandboxManager.delete_snapshot`."""
+        await self._link.delete(path_of("snapshots", validate_snapshot_name(name)), extra=30.0)
+
+    @iterate_on_loop
+    async def export_snapshot(self, name: str) -> AsyncGenerator[bytes, None]:
+        """One as a tar, in pieces. See `SandboxManager.export_snapshot`."""
+        path = path_of("snapshots", validate_snapshot_name(name), "archive")
+        async with self._link.answering("GET", path) as answering:
+            async for piece in answering.pieces():
+                yield piece
+
+    async def import_snapshot(self, name: str, tar: bytes | AsyncIterable[bytes]) -> SnapshotInfo:
+        """Have a tar as one. See `SandboxManager.import_snapshot`."""
+        return await self._import_snapshot(validate_snapshot_name(name), across_loops(tar))
+
+    @on_loop
+    async def _import_snapshot(self, name: str, tar: bytes | AsyncIterable[bytes]) -> SnapshotInfo:
+        said = await upload(self._link, path_of("snapshots", name, "archive"), tar)
+        return SnapshotInfo.model_validate(said)
 
     # --- work ---
 

@@ -39,8 +39,9 @@ from ms_enclave.manager._policy import (
     moment_after,
     seconds_left,
 )
+from ms_enclave.manager._snapshots import LocalSnapshots
 from ms_enclave.manager._state import State
-from ms_enclave.manager.base import SandboxManager, coerce_manager_config
+from ms_enclave.manager.base import coerce_manager_config
 from ms_enclave.model import (
     SandboxConfig,
     SandboxManagerConfig,
@@ -116,7 +117,7 @@ class _PoolCondition:
         return None
 
 
-class LocalSandboxManager(SandboxManager):
+class LocalSandboxManager(LocalSnapshots):
     """Makes sandboxes on this machine.
 
     Owns every sandbox it made and what they share, until `stop`, or the end of the interpreter.
@@ -363,14 +364,17 @@ class LocalSandboxManager(SandboxManager):
         for sandbox in made:
             await self._destroy(sandbox)
 
-    async def _begin_with(
-        self, config: SandboxConfig | Mapping[str, Any] | None
-    ) -> SandboxConfig | Mapping[str, Any] | None:
-        """Be running, and say which config holds."""
+    async def _be_running(self) -> None:
         self._require_own_process()
         if not self._stopped:
             await self.start()
         self._require_running()
+
+    async def _begin_with(
+        self, config: SandboxConfig | Mapping[str, Any] | None
+    ) -> SandboxConfig | Mapping[str, Any] | None:
+        """Be running, and say which config holds."""
+        await self._be_running()
         return self.config.sandbox_config if config is None else config
 
     @on_loop
@@ -456,6 +460,7 @@ class LocalSandboxManager(SandboxManager):
             stamp=sandbox.created_at,
             expires_at=None if ttl is None else moment_after(now, ttl),
         )
+        sandbox._snapshots = self._snapshot_store()  # pyright: ignore[reportPrivateUsage]
         sandbox._on_status = self._tell_status  # pyright: ignore[reportPrivateUsage]
         family = Family(self._adopting, self._disown)
         sandbox._family = family  # pyright: ignore[reportPrivateUsage]

@@ -50,6 +50,7 @@ from ms_enclave.model.results import (
     ToolResult,
     Usage,
 )
+from ms_enclave.model.snapshots import SnapshotInfo
 
 __all__ = [
     "DEFAULT_POOL_EXECUTION_TIMEOUT",
@@ -91,6 +92,7 @@ __all__ = [
     "SandboxType",
     "SearchMatch",
     "ShellExecutorConfig",
+    "SnapshotInfo",
     "ToolConfig",
     "ToolExecutionRequest",
     "ToolResult",

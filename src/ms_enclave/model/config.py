@@ -81,6 +81,8 @@ class SandboxConfig(Limits):
     require: list[str] = Field(default_factory=list[str])
     """Guards without which the sandbox does not start."""
     on_owner_death: Literal["kill", "keep"] = "kill"
+    snapshot: str | None = None
+    """The name of a snapshot whose files it begins with; None for empty folders."""
     seed: int | None = None
     """Start of the random numbers of every Python run; None for a new one each."""
     atomic: bool = False

@@ -16,7 +16,7 @@ from ms_enclave.manager.local_manager import AUTO, BEST_FIRST, nothing_works
 from ms_enclave.model import SandboxConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from ms_enclave.boxes.base import Sandbox
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CommandResult,
         SandboxInfo,
         SandboxStatus,
+        SnapshotInfo,
         ToolResult,
     )
     from ms_enclave.server.access import Access, Principal
@@ -191,6 +192,22 @@ class Governed(SandboxManager):
     @override
     async def get_stats(self) -> dict[str, Any]:
         return await self._manager.get_stats()
+
+    @override
+    async def list_snapshots(self) -> list[SnapshotInfo]:
+        return await self._manager.list_snapshots()
+
+    @override
+    async def delete_snapshot(self, name: str) -> None:
+        await self._manager.delete_snapshot(name)
+
+    @override
+    def export_snapshot(self, name: str) -> AsyncGenerator[bytes, None]:
+        return self._manager.export_snapshot(name)
+
+    @override
+    async def import_snapshot(self, name: str, tar: bytes | AsyncIterable[bytes]) -> SnapshotInfo:
+        return await self._manager.import_snapshot(name, tar)
 
     @override
     def borrow(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[Sandbox]:

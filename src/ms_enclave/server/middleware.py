@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["GONE", "Gate"]
 
 _OPEN = frozenset({"/health", "/health/ready"})
-_UPLOADS = re.compile(r"/sandbox/[^/]+/archive|/v1/sandboxes/[^/]+/(archive|files/content)")
+_UPLOADS = re.compile(
+    r"/sandbox/[^/]+/archive|/v1/sandboxes/[^/]+/(archive|files/content)|/v1/snapshots/[^/]+/archive"
+)
 _NO_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 _QUERY_KEYS = frozenset({"api_key", "api-key", "apikey", "x-api-key"})
 GONE = "connection_gone"

@@ -53,6 +53,8 @@ class Quotas(StrictModel):
     gets that."""
     disk: int | str | None = None
     """The same for their files; every sandbox has such a limit."""
+    snapshots: int | None = Field(default=100, ge=0)
+    """That there are, of 1 GiB at most each."""
     ttl: float | None = Field(default=None, gt=0)
     """Seconds that a sandbox may live, and does where it asks for nothing; and that a program of
     `run_code` may run."""

@@ -127,6 +127,12 @@ class TenantManager(LocalSandboxManager):
         await self._settle()
         await super()._stop(leave=leave)
 
+    # --- snapshots ---
+
+    @override
+    def _most_snapshots(self) -> int | None:
+        return self.quotas.snapshots
+
     # --- what is remembered ---
 
     @override

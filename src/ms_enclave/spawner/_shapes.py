@@ -23,9 +23,11 @@ __all__ = [
     "FreezeRequest",
     "GroupRow",
     "GvisorPlan",
+    "HoldRequest",
     "KeepRequest",
     "LandlockPlan",
     "LauncherPlan",
+    "LayerRequest",
     "Masks",
     "OpenRequest",
     "PlaceRow",
@@ -267,6 +269,21 @@ class CheckpointRequest(BoxRequest):
     checkpoint: str
     process: NotRequired[int]
     passing: NotRequired[bool]
+
+
+class LayerRequest(TypedDict):
+    """Make an empty layer of so many bytes and inodes. With a channel to send it through."""
+
+    q: int
+    disk: int
+    inodes: int
+
+
+class HoldRequest(TypedDict):
+    """Keep a layer that comes with it, for sandboxes to begin with, under a name."""
+
+    q: int
+    checkpoint: str
 
 
 class ReplaceRequest(BoxRequest):

@@ -40,11 +40,13 @@ _MOST_THREADS = 64
 
 class Checkpoint:
     """A stopped copy of a kernel, if it was of one, and of its sandbox's files. `number` is the
-    kernel's pid inside."""
+    kernel's pid inside; `box` is None for files that are no sandbox's."""
 
     __slots__ = ("box", "carrier", "layer", "number")
 
-    def __init__(self, box: Box, carrier: Carrier | None, files: layer.Layer, number: int) -> None:
+    def __init__(
+        self, box: Box | None, carrier: Carrier | None, files: layer.Layer, number: int
+    ) -> None:
         self.box = box
         self.carrier = carrier
         self.layer = files
@@ -111,6 +113,20 @@ class Checkpoints:
                 if size > _MOST_CHANGES:
                     raise RefusedError([f"changes with more than {_MOST_CHANGES} bytes of names"])
         return found
+
+    def copy_files(self, box: Box) -> layer.Layer:
+        """What a sandbox has stored, whoever runs in it; the caller's. Raises RefusedError."""
+        try:
+            return self._layer(box)
+        except FileNotFoundError:
+            raise RefusedError(["what is stored changes while it is copied"]) from None
+
+    def hold(self, name: str, descriptor: int) -> None:
+        """Keep a layer that is no sandbox's, in the place of one of that name. Raises OSError."""
+        self.drop(name)
+        if len(self.kept) >= _MOST:
+            raise OSError(errno.ENOSPC, f"{_MOST} of its kind are there already")
+        self.kept[name] = Checkpoint(None, None, layer.Layer.of(os.dup(descriptor)), 0)
 
     def _require_room(self, box: Box) -> None:
         if len(self.kept) >= _MOST:

@@ -378,6 +378,20 @@ class StationClient:
         terminal.set_size(*size)
         return terminal
 
+    async def give(self, operation: str, **fields: Any) -> tuple[int, int] | dict[str, Any]:
+        """A layer that the station makes (`copy`, `layer`) and the user namespace whose ids it has,
+        as descriptors, the caller's; or what the station says instead."""
+        with _preparing():
+            ours, theirs = socket.socketpair()
+        ours.setblocking(False)  # what it is to bring is there when the answer is
+        with ours:
+            with theirs:
+                answer = await self.ask(operation, [theirs.fileno()], **fields)
+            if answer:
+                return answer
+            layer, users = socket.recv_fds(ours, 1, 2)[1]
+            return layer, users
+
     @staticmethod
     def run_like(fields: Mapping[str, Any], limits: Mapping[str, Any]) -> bytes:
         """What runs have in common whose processes have these fields for the station, and whose

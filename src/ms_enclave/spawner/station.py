@@ -7,9 +7,10 @@ passes through descriptors, or in a message, that it only hands on. It ends when
 or LIFE (the launcher) closes, and the kernel then ends everything else.
 
 Requests: `open`, `network`, `terminal`, `look`, `spawn`, `signal`, `kill`, `freeze`, `close`;
-`checkpoint`, from which `open` and `spawn` can begin, `thin`, `drop`, `diff` and `replace`; and,
-for sandboxes that outlive their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number
-`q` that the answer repeats. Events: `ready`, `exit`, `lost`.
+`checkpoint`, from which `open` and `spawn` can begin, `thin`, `drop`, `diff` and `replace`; `copy`,
+`layer` and `hold`, for files that come from elsewhere and go there; and, for sandboxes that outlive
+their owner, `keep`, `list`, `recall`, `renew`, `end`; each with a number `q` that the answer
+repeats. Events: `ready`, `exit`, `lost`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ms_enclave.spawner import (
     cgroups,
     checkpoints,
     greedy,
+    layer,
     network,
     rooms,
     root,
@@ -60,7 +62,9 @@ if TYPE_CHECKING:
         DiffRequest,
         ExitRow,
         FreezeRequest,
+        HoldRequest,
         KeepRequest,
+        LayerRequest,
         NewRun,
         OpenRequest,
         PrepareRequest,
@@ -498,8 +502,7 @@ class Station:
                 raise
             return {"ok": {"refused": "terminals"}}
         try:
-            with socket.socket(fileno=os.dup(descriptors[0])) as channel:
-                socket.send_fds(channel, [b"T"], list(ends))
+            _send_through(descriptors[0], list(ends))
         finally:
             for end in ends:
                 os.close(end)
@@ -793,6 +796,47 @@ class Station:
     def do_drop(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
         """Let go of what was kept for forks."""
         self.checkpoints.drop(request["checkpoint"])
+        return {"ok": {}}
+
+    def do_copy(self, request: BoxRequest, descriptors: list[int]) -> Answer:
+        """Copy what a sandbox has stored, for whoever holds the channel."""
+        box = self.boxes.get(request["box"])
+        if box is None:
+            return {"lost": "the sandbox is gone"}
+        try:
+            made = self.checkpoints.copy_files(box)
+        except checkpoints.RefusedError as error:
+            return {"ok": {"blockers": error.reasons}}
+        return self.give(made, descriptors[0])
+
+    def do_layer(self, request: LayerRequest, descriptors: list[int]) -> Answer:
+        """Make an empty layer, for whoever holds the channel, where one can be shared at all."""
+        made = layer.Layer(request["disk"], request["inodes"], None)
+        try:
+            os.close(calls.copy_of(made.descriptor))
+        except OSError as error:
+            made.close()
+            if error.errno != errno.EINVAL:
+                raise
+            return {"ok": {"refused": "layers"}}
+        return self.give(made, descriptors[0])
+
+    @staticmethod
+    def give(made: layer.Layer, channel: int) -> Answer:
+        """Give a layer away, with the user namespace whose ids it has."""
+        try:
+            users = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _send_through(channel, [made.descriptor, users])
+            finally:
+                os.close(users)
+        finally:
+            made.close()
+        return {"ok": {}}
+
+    def do_hold(self, request: HoldRequest, descriptors: list[int]) -> Answer:
+        """Keep a layer that the owner has filled."""
+        self.checkpoints.hold(request["checkpoint"], descriptors[0])
         return {"ok": {}}
 
     def do_thin(self, request: CheckpointRequest, _descriptors: list[int]) -> Answer:
@@ -1271,6 +1315,11 @@ class Station:
         if most is not None and seen.memory > most and not process.ended:
             self.kill_run(process, "oom")
         return seen
+
+
+def _send_through(channel: int, descriptors: list[int]) -> None:
+    with socket.socket(fileno=os.dup(channel)) as line:
+        socket.send_fds(line, [b"T"], descriptors)
 
 
 def _parsed(packet: bytes) -> dict[str, Any]:

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO
 
-__all__ = ["MAX_BYTES", "Extracted", "extract_tar", "tar_directory", "tar_file", "write_directory"]
+__all__ = [
+    "MAX_BYTES",
+    "Extracted",
+    "extract_tar",
+    "read_tar",
+    "tar_directory",
+    "tar_file",
+    "write_directory",
+]
 
 MAX_BYTES = 8 << 30
 """Bytes that an archive may unpack to."""
@@ -150,6 +158,20 @@ def extract_tar(
         else:
             done.left_out.append(member.name)
     return done
+
+
+def read_tar(
+    source: IO[bytes], *, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+) -> Iterator[tuple[tuple[str, ...], tarfile.TarInfo, IO[bytes] | None]]:
+    """The members of a hostile, uncompressed tar: the parts of its name, what the archive says of
+    it, and its content if it is a plain file, good until the next. Nothing is written.
+
+    The whole archive is looked through before the first is given. What a symbolic link leads to is
+    not looked at. Raises ConfigError as `extract_tar`.
+    """
+    _check_all(source, max_bytes, max_members)
+    for tar, member in _members(source):
+        yield _safe_parts(member.name), member, tar.extractfile(member) if member.isreg() else None
 
 
 def _check_all(source: IO[bytes], max_bytes: int, max_members: int) -> None:

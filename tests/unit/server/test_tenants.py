@@ -18,12 +18,14 @@ from ms_enclave.errors import (
     AuthenticationError,
     ConfigError,
     NotAllowedError,
+    QuotaExceededError,
     SandboxStateError,
+    SnapshotNotFoundError,
     StoreUnavailableError,
 )
 from ms_enclave.loop import on_loop
 from ms_enclave.manager import HttpSandboxManager, LocalSandboxManager
-from ms_enclave.server import _recheck, create_server
+from ms_enclave.server import Quotas, _recheck, create_server
 from ms_enclave.server.store import NewKey, Store, make_key
 from ms_enclave.server.store.people import add_key, revoke_key
 from ms_enclave.server.tenants import Tenants
@@ -158,6 +160,26 @@ async def test_two_tenants_have_nothing_in_common(tmp_path: Path) -> None:
         assert (stats["total_sandboxes"], stats["pool_enabled"]) == (1, False)
         await mine.cleanup_all_sandboxes()
         assert [info.id for info in await theirs.list_sandboxes()] == ["same-name"]
+
+
+async def test_anothers_snapshot_is_as_one_that_is_not_there(tmp_path: Path) -> None:
+    async with (
+        served(tmp_path, quotas=Quotas(snapshots=1)) as one,
+        one.client("mine") as mine,
+        one.client("theirs") as theirs,
+    ):
+        made = await theirs.import_snapshot("name", bytes(1024))
+        assert await theirs.list_snapshots() == [made]
+        assert await mine.list_snapshots() == []
+        with pytest.raises(SnapshotNotFoundError):
+            _ = [piece async for piece in mine.export_snapshot("name")]
+        with pytest.raises(SnapshotNotFoundError):
+            await mine.delete_snapshot("name")
+        await mine.import_snapshot("name", bytes(1024))  # which is another one
+        with pytest.raises(QuotaExceededError):
+            await mine.import_snapshot("more", bytes(1024))
+        await mine.delete_snapshot("name")
+        assert await theirs.list_snapshots() == [made]
 
 
 async def test_what_two_clients_of_one_tenant_make_is_one_tenants(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from ms_enclave.server.v1 import (
     ports,
     sandboxes,
     seen,
+    snapshots,
     sockets,
 )
 
@@ -18,5 +19,5 @@ __all__ = ["ROUTERS"]
 
 ROUTERS = tuple(
     part.router
-    for part in (sandboxes, commands, files, kernels, ports, pools, seen, audit, sockets)
+    for part in (sandboxes, commands, files, kernels, ports, pools, snapshots, seen, audit, sockets)
 )
