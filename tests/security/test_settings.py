@@ -21,6 +21,7 @@ from tests.support.parts import descendants_of
 SOURCE = Path(ms_enclave.__file__).parent
 READERS = {
     "boxes/_docker_where.py": "where the engine is",
+    "boxes/_snapshot_store.py": "where snapshots are kept",
     "boxes/_docker_seccomp.py": "where what was made of the profile is kept",
     "boxes/_process_image.py": "where unpacked images are kept",
     "boxes/_process_probe.py": "what to advise in a cluster",
