@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from os import PathLike
     from types import TracebackType
-    from typing import BinaryIO
+    from typing import BinaryIO, Literal
 
     from typing_extensions import Self
 
@@ -877,6 +877,7 @@ class Sandbox:
         *,
         at: Checkpoint | str | None = None,
         reseed: bool = True,
+        unforkable: Literal["refuse", "drop"] = "refuse",
         sandbox_ids: Sequence[str] | None = None,
     ) -> list[Sandbox]:
         """Copies of this sandbox as it is now, each a sandbox of its own: all of them, or none.
@@ -893,17 +894,29 @@ class Sandbox:
             reseed: whether the random generators of `random`, numpy and torch begin anew in each;
                 else all go on with the same numbers. Generators that the program made for itself go
                 on as they are.
+            unforkable: what becomes of descriptors that cannot be had twice (a pipe, a socket, a
+                file without a name) and of other processes: with "drop" the copies are without
+                them. What is read from such a descriptor or written to it fails there (EBADF), and
+                what a process that is left out is writing at the moment may be there in part.
+                Memory that is shared, and the like, is refused anyway.
             sandbox_ids: the ids that they are to have, one for each; new ones where None.
 
         Raises:
             CapabilityError: this kind of sandbox cannot be forked.
             ForkRefusedError: something in it cannot be; `blockers` name it. Nothing has changed.
-            ConfigError: `n` is no whole number from 1 on, an id is none or taken, or there is no
-                such checkpoint.
+            ConfigError: `n` is no whole number from 1 on, an id is none or taken, `unforkable` is
+                neither, or there is no such checkpoint.
         """
         return [
             Sandbox(one)
-            for one in call(self._target.fork, n, at=at, reseed=reseed, sandbox_ids=sandbox_ids)
+            for one in call(
+                self._target.fork,
+                n,
+                at=at,
+                reseed=reseed,
+                unforkable=unforkable,
+                sandbox_ids=sandbox_ids,
+            )
         ]
 
     def snapshot(self, name: str) -> SnapshotInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
@@ -153,6 +153,7 @@ class ForkMethods(KernelMethods):
         *,
         at: Checkpoint | str | None = None,
         reseed: bool = True,
+        unforkable: Literal["refuse", "drop"] = "refuse",
         sandbox_ids: Sequence[str] | None = None,
     ) -> list[Sandbox]:
         """Copies of this sandbox as it is now, each a sandbox of its own: all of them, or none.
@@ -169,19 +170,25 @@ class ForkMethods(KernelMethods):
             reseed: whether the random generators of `random`, numpy and torch begin anew in each;
                 else all go on with the same numbers. Generators that the program made for itself go
                 on as they are.
+            unforkable: what becomes of descriptors that cannot be had twice (a pipe, a socket, a
+                file without a name) and of other processes: with "drop" the copies are without
+                them. What is read from such a descriptor or written to it fails there (EBADF), and
+                what a process that is left out is writing at the moment may be there in part.
+                Memory that is shared, and the like, is refused anyway.
             sandbox_ids: the ids that they are to have, one for each; new ones where None.
 
         Raises:
             CapabilityError: this kind of sandbox cannot be forked.
             ForkRefusedError: something in it cannot be; `blockers` name it. Nothing has changed.
-            ConfigError: `n` is no whole number from 1 on, an id is none or taken, or there is no
-                such checkpoint.
+            ConfigError: `n` is no whole number from 1 on, an id is none or taken, `unforkable` is
+                neither, or there is no such checkpoint.
         """
+        drop = inputs.validate_unforkable(unforkable) == "drop"
         ids = inputs.fork_ids(n, sandbox_ids)
         made: list[Sandbox] = []
         try:
             return await self._fork_into(
-                made, ids, reseed=reseed, at=_name_of(at), new=sandbox_ids is None
+                made, ids, reseed=reseed, at=_name_of(at), drop=drop, new=sandbox_ids is None
             )
         except anyio.get_cancelled_exc_class():
             # It may have been done in the moment in which its caller was cancelled.
@@ -191,13 +198,20 @@ class ForkMethods(KernelMethods):
 
     @on_loop
     async def _fork_into(
-        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None, new: bool
+        self,
+        made: list[Sandbox],
+        ids: Sequence[str],
+        *,
+        reseed: bool,
+        at: str | None,
+        drop: bool,
+        new: bool,
     ) -> list[Sandbox]:
         del new
         try:
             async with self._using(), self._turn:
                 await self._require("fork")
-                await self._fork(made, ids, reseed=reseed, at=at)
+                await self._fork(made, ids, reseed=reseed, at=at, drop=drop)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._end_forks(made)
@@ -205,14 +219,14 @@ class ForkMethods(KernelMethods):
         return [*made]
 
     async def _fork(
-        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None
+        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None, drop: bool
     ) -> None:
         """Make running forks of these ids, appending each as it runs. Only where there is the
         capability.
 
         Whoever calls ends those that were made where it raises.
         """
-        del made, ids, reseed, at
+        del made, ids, reseed, at, drop
         raise CapabilityError("fork")
 
     async def _start_fork(self, fork: Sandbox, made: list[Sandbox]) -> None:

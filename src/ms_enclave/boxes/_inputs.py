@@ -91,6 +91,13 @@ def fork_ids(n: object, given: Sequence[str] | None) -> list[str]:
     return ids
 
 
+def validate_unforkable(value: object) -> str:
+    """ "refuse" or "drop". Raises ConfigError for anything else."""
+    if value not in ("refuse", "drop"):
+        raise ConfigError(f'unforkable must be "refuse" or "drop", not {value!r}')
+    return str(value)
+
+
 def coerce_config(
     config_class: type[SandboxConfig], config: SandboxConfig | Mapping[str, Any] | None
 ) -> SandboxConfig:

@@ -6,6 +6,7 @@ what order, and what is undone where one of it fails.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ms_enclave.spawner.client import StationClient, StationProcess
 
 __all__ = ["Origin", "ProcessForks"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class ProcessForks(Sandbox):
         """Give a box of its station its way out."""
 
     async def _fork(
-        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None
+        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None, drop: bool
     ) -> None:
         if at is not None:
             await self._fork_from(self._checkpoint_of(at), made, ids, reseed=reseed)
@@ -114,7 +117,7 @@ class ProcessForks(Sandbox):
             name = inputs.new_sandbox_id()
             was = kernel._be_seen()  # pyright: ignore[reportPrivateUsage]
             try:
-                told = await self._ask_checkpoint(name, process, passing=True)
+                told = await self._ask_checkpoint(name, process, passing=True, drop=drop)
                 origin = Origin(self, name, was, told)
                 for own in ids:
                     await self._start_fork(self._make_fork(origin, own), made)
@@ -132,15 +135,24 @@ class ProcessForks(Sandbox):
         await self._all_go_on(made, reseed=reseed)
 
     async def _ask_checkpoint(
-        self, name: str, process: KernelProcess | None, *, passing: bool = False
+        self,
+        name: str,
+        process: KernelProcess | None,
+        *,
+        passing: bool = False,
+        drop: bool = False,
     ) -> Mapping[str, Any]:
         """Have the station keep how it is. Raises ForkRefusedError."""
-        fields: dict[str, Any] = {"box": self.id, "checkpoint": name, "passing": passing}
+        fields: dict[str, Any] = {
+            "box": self.id, "checkpoint": name, "passing": passing, "drop": drop,
+        }  # fmt: skip
         if process is not None:
             fields["process"] = cast("StationProcess", process.process).number
         told = await self._station.ask("checkpoint", **fields)
         if "blockers" in told:
             raise ForkRefusedError(blockers=told["blockers"])
+        if told.get("dropped"):
+            logger.info("forks of %s are without: %s", self.id, "; ".join(told["dropped"]))
         return told
 
     async def _drop_checkpoint(self, name: str) -> None:

@@ -190,10 +190,16 @@ def _open_again(row: dict[str, Any]) -> None:
     if "same" in row:
         os.dup2(int(row["same"]), number, inheritable)
         return
-    opened = os.open(row["path"], int(row["flags"]) | os.O_CLOEXEC)
+    if row.get("dropped"):
+        # Its number is taken: what is opened next must not be had for it. Nothing can be read from
+        # it or written to it, and what a program prints is lost.
+        path, flags, offset = (os.devnull, os.O_RDWR, 0) if number < 3 else ("/", os.O_PATH, 0)
+    else:
+        path, flags, offset = row["path"], int(row["flags"]), row["offset"]
+    opened = os.open(path, flags | os.O_CLOEXEC)
     try:
-        if row["offset"]:
-            os.lseek(opened, int(row["offset"]), os.SEEK_SET)
+        if offset:
+            os.lseek(opened, int(offset), os.SEEK_SET)
     finally:
         if opened != number:
             os.dup2(opened, number, inheritable)

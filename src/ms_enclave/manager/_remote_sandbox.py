@@ -480,10 +480,20 @@ class RemoteSandbox(Sandbox):
     @on_loop
     @override
     async def _fork_into(
-        self, made: list[Sandbox], ids: Sequence[str], *, reseed: bool, at: str | None, new: bool
+        self,
+        made: list[Sandbox],
+        ids: Sequence[str],
+        *,
+        reseed: bool,
+        at: str | None,
+        drop: bool,
+        new: bool,
     ) -> list[Sandbox]:
         await self._require("fork")
-        body = {"n": len(ids), "reseed": bool(reseed), "sandbox_ids": list(ids), "at": at}
+        body: dict[str, Any] = {
+            "n": len(ids), "reseed": bool(reseed), "sandbox_ids": list(ids), "at": at,
+            "unforkable": "drop" if drop else "refuse",
+        }  # fmt: skip
         try:
             async with self._using():
                 found = await self._link.post(

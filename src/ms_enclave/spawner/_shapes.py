@@ -264,11 +264,13 @@ class SignalRequest(ProcessRequest):
 
 class CheckpointRequest(BoxRequest):
     """Keep what a kernel and its sandbox's files are now, under a name; without a process, the
-    files; `passing`: for a moment. `drop` and `thin` have the name alone."""
+    files; `passing`: for a moment; `drop`: without what could not be forked. `drop` and `thin` have
+    the name alone."""
 
     checkpoint: str
     process: NotRequired[int]
     passing: NotRequired[bool]
+    drop: NotRequired[bool]
 
 
 class LayerRequest(TypedDict):
@@ -302,13 +304,14 @@ class DiffRequest(BoxRequest):
 
 class FileRow(TypedDict, total=False):
     """What a fork has to open to have the descriptor `fd`: a file, the same open file as another
-    descriptor's, or nothing."""
+    descriptor's, something that can be neither read nor written, or nothing."""
 
     fd: int
     path: str
     flags: int
     offset: int
     same: int
+    dropped: bool
     closed: bool
     cloexec: bool
 

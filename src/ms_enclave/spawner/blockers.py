@@ -146,10 +146,13 @@ def _is_fixed(device: str, name: str, mounts: Mounts) -> bool:
     )
 
 
-def files(descriptors: Sequence[Descriptor], mounts: Mounts) -> tuple[list[str], list[FileRow]]:
+def files(
+    descriptors: Sequence[Descriptor], mounts: Mounts, dropped: list[str] | None = None
+) -> tuple[list[str], list[FileRow]]:
     """Reasons among what a process has open, and what a fork has to open to have the same.
 
     Its standard streams, as long as they are pipes or nothing, and its channel a fork gets anew.
+    Reasons are put into `dropped` instead, where that is given, and the fork has nothing there.
     """
     reasons: list[str] = []
     rows: list[FileRow] = []
@@ -166,6 +169,10 @@ def files(descriptors: Sequence[Descriptor], mounts: Mounts) -> tuple[list[str],
             renewed.add(number)
         else:
             reason = _why_not(found, mounts)
+            if reason is not None and dropped is not None:
+                dropped.append(reason)
+                rows.append({"fd": number, "dropped": True, "cloexec": _closes(found)})
+                continue
             if reason is not None:
                 reasons.append(reason)
                 continue

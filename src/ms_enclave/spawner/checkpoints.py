@@ -134,9 +134,12 @@ class Checkpoints:
         if not box.store.layered:
             raise RefusedError(["this kernel of the machine's has no layers of files to share"])
 
-    def take(self, name: str, process: Process, *, passing: bool) -> dict[str, object]:
+    def take(
+        self, name: str, process: Process, *, passing: bool, drop: bool = False
+    ) -> dict[str, object]:
         """Keep how a kernel and its sandbox are; with `passing` for a moment only, as long as the
-        kernel itself lives. Returns what its forks have to be told.
+        kernel itself lives. With `drop` without those descriptors and processes that would be in
+        the way. Returns what its forks have to be told, and what was left out.
 
         Raises RefusedError, and OSError or tracer.TraceError for what is not the program's doing.
         """
@@ -146,16 +149,20 @@ class Checkpoints:
             raise RefusedError(["the kernel has no second process of ours to copy it by"])
         pid = process.pid
         held = {pid: self._hold(pid)}
+        dropped: list[str] | None = [] if drop else None
         try:
             self._hold_threads(pid, held)
-            files, cwd, mask = self._look(process, shadow, held)
+            files, cwd, mask = self._look(process, shadow, held, dropped)
             made = self._copy(process, shadow, [*held.values()], passing)
         finally:
             for thread in reversed(held):
                 if not tracer.release(thread):
                     self.stopping[thread] = pid
         self.kept[name] = made
-        return {"files": files, "cwd": cwd, "umask": mask}
+        return {
+            "files": files, "cwd": cwd, "umask": mask,
+            "dropped": RefusedError(dropped or []).reasons,
+        }  # fmt: skip
 
     def see_stopped(self, pid: int, status: int) -> None:
         """A thread has stopped that nobody waited for: a carrier, which stays so, or one of ours to
@@ -241,11 +248,16 @@ class Checkpoints:
                         raise RefusedError([text]) from None
 
     def _look(
-        self, process: Process, shadow: Carrier, held: dict[int, tracer.State]
+        self,
+        process: Process,
+        shadow: Carrier,
+        held: dict[int, tracer.State],
+        dropped: list[str] | None,
     ) -> tuple[list[FileRow], str, int]:
         """What its forks have to open, its folder and its umask.
 
-        Raises RefusedError for whatever they could not have, or not for themselves.
+        Raises RefusedError for whatever they could not have, or not for themselves, but for what
+        can be `dropped`.
         """
         pid, box = process.pid, process.box
         if not tracer.shares_memory(pid, shadow.pid):
@@ -261,10 +273,14 @@ class Checkpoints:
             if not tracer.shares_files(pid, one)
             or blockers.status(_text(f"/proc/{pid}/task/{one}/status"), status)
         ]
-        reasons = blockers.others(odd, self._other_processes(box, pid))
+        processes = self._other_processes(box, pid)
+        if dropped is not None:
+            dropped += blockers.others((), processes)
+            processes = []
+        reasons = blockers.others(odd, processes)
         reasons += blockers.status(status, first)
         reasons += blockers.maps(_text(f"/proc/{pid}/maps"), mounts)
-        closed, files = blockers.files(_descriptors(pid, box.slot), mounts)
+        closed, files = blockers.files(_descriptors(pid, box.slot), mounts, dropped)
         reasons += closed
         cwd = os.readlink(f"/proc/{pid}/cwd")
         if not _leads(box.slot, cwd, os.stat(f"/proc/{pid}/cwd")) or not mounts.carries(cwd):
@@ -280,7 +296,7 @@ class Checkpoints:
     def _copy(
         self, process: Process, shadow: Carrier, states: list[tracer.State], passing: bool
     ) -> Checkpoint:
-        files = self._layer(process.box)
+        files = self.copy_files(process.box)  # processes that are left out may be writing
         try:
             carrier = self._carrier(process, shadow, states[0], passing)
             carrier.threads = states[1:]

@@ -788,8 +788,9 @@ class Station:
             process = box.processes.get(number)
             if process is None or process.ended:
                 return {"ok": {"blockers": ["the kernel has ended"]}}
-            passing = request.get("passing", False)
-            return {"ok": self.checkpoints.take(request["checkpoint"], process, passing=passing)}
+            passing, drop = request.get("passing", False), request.get("drop", False)
+            name = request["checkpoint"]
+            return {"ok": self.checkpoints.take(name, process, passing=passing, drop=drop)}
         except checkpoints.RefusedError as error:
             return {"ok": {"blockers": error.reasons}}
 

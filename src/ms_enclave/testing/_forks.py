@@ -229,6 +229,58 @@ class ForkContract(SandboxSuite):
         assert blocker in "; ".join(refused.value.blockers)
         assert (await kernel.run("x")).result == {"text/plain": "1"}
 
+    async def test_what_cannot_be_carried_is_left_out_on_request(
+        self, family: list[Sandbox]
+    ) -> None:
+        kernel = await family[0].kernel()
+        code = """
+import os, select, socket, subprocess
+child = subprocess.Popen(["sleep", "100"])
+ends, pair, poll = os.pipe(), socket.socketpair(), select.epoll()
+gone = open("gone", "w+"); os.remove("gone")
+kept = open("kept", "w+"); kept.write("12"); kept.flush()
+numbers = [*ends, pair[0].fileno(), pair[1].fileno(), poll.fileno(), gone.fileno()]
+"""
+        assert (await kernel.run(code)).success
+        family += await family[0].fork(2, unforkable="drop")
+        look = """
+def errors(number):
+    found = []
+    for use in (lambda: os.read(number, 1), lambda: os.write(number, b"x")):
+        try:
+            use()
+        except OSError as error:
+            found.append(error.errno)
+    return found
+print([errors(number) for number in numbers] == [[9, 9]] * len(numbers))
+with open("new", "w") as new:
+    print(new.fileno() in numbers)
+try:
+    os.kill(child.pid, 0)
+except ProcessLookupError:
+    print("alone")
+print(kept.read(), os.lseek(kept.fileno(), 0, os.SEEK_CUR), os.path.exists("gone"))
+"""
+        for fork in family[1:]:
+            seen = await (await fork.kernel()).run(look)
+            assert seen.stdout == "True\nFalse\nalone\n 2 False\n", seen
+        still = """
+os.write(ends[1], b"p"); pair[0].send(b"s"); gone.write("g")
+print(os.read(ends[0], 1), pair[1].recv(1), child.poll())
+"""
+        assert (await kernel.run(still)).stdout == "b'p' b's' None\n"
+
+    async def test_what_can_only_be_shared_is_refused_all_the_same(
+        self, family: list[Sandbox]
+    ) -> None:
+        kernel = await family[0].kernel()
+        assert (await kernel.run("import mmap, os; m = mmap.mmap(-1, 9); p = os.pipe()")).success
+        with pytest.raises(ForkRefusedError) as refused:
+            await family[0].fork(unforkable="drop")
+        assert refused.value.blockers == ["shared memory is mapped: /dev/zero (deleted)"]
+        with pytest.raises(ConfigError, match="unforkable"):
+            await family[0].fork(unforkable="ignore")  # type: ignore[arg-type]
+
     async def test_a_running_cell_more_kernels_and_none_are_refused(
         self, family: list[Sandbox]
     ) -> None:

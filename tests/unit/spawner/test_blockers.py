@@ -139,6 +139,25 @@ def test_a_stream_that_is_a_file_or_closed_is_so_in_a_fork() -> None:
     assert rows[1] == {"fd": 0, "closed": True}
 
 
+def test_what_is_dropped_keeps_its_number_and_is_named() -> None:
+    dropped: list[str] = []
+    found = [one(1, "socket:[7]", mode=SOCKET), *STREAMS[2:], one(5, "pipe:[9]", mode=PIPE)]
+    reasons, rows = blockers.files(
+        [*found, one(6, "pipe:[9]", mode=PIPE, same=5)], mounts(), dropped
+    )
+    assert reasons == []
+    assert dropped == [
+        f"descriptor {n} is a {what}" for n, what in ((1, "socket"), (5, "pipe"), (6, "pipe"))
+    ]
+    assert [row["fd"] for row in rows if row.get("dropped")] == [1, 5, 6]
+
+
+def test_more_files_than_can_be_opened_are_not_dropped() -> None:
+    many = [one(number, "pipe:[9]", mode=PIPE) for number in range(4, 400)]
+    reasons, _ = blockers.files([*STREAMS, *many], mounts(), [])
+    assert reasons == ["396 open files (200 can be opened again)"]
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [

@@ -1,6 +1,6 @@
 """Sandboxes: made, found, listed, renewed, ended; their tools."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -35,12 +35,14 @@ class Renewal(Body):
 
 
 class Forking(Body):
-    """How many forks, and whether their random numbers are to differ."""
+    """How many forks, whether their random numbers are to differ, and whether they are to be
+    without what cannot be forked."""
 
     n: int = 1
     reseed: bool = True
     sandbox_ids: list[str] | None = None
     at: str | None = None
+    unforkable: Literal["refuse", "drop"] = "refuse"
 
 
 class Keeping(Body):
@@ -179,7 +181,11 @@ async def fork(
 
     async def make() -> bytes:
         made = await sandbox.fork(
-            body.n, at=body.at, reseed=body.reseed, sandbox_ids=body.sandbox_ids
+            body.n,
+            at=body.at,
+            reseed=body.reseed,
+            unforkable=body.unforkable,
+            sandbox_ids=body.sandbox_ids,
         )
         return wire.dump([describe(one) for one in made])
 
