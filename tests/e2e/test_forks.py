@@ -378,6 +378,25 @@ async def test_memory_that_would_be_a_channel_is_refused(manager: LocalSandboxMa
         await other.fork()
 
 
+async def test_what_is_not_there_to_be_opened_again_is_named(
+    manager: LocalSandboxManager, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").write_text("12")
+    tmp_path.chmod(0o755)
+    box = await opened(manager, volumes={str(tmp_path): {"bind": "/data", "mode": "ro"}})
+    await run(box, "file = open('/data/shared'); file.read(1)")
+    kept = await box.checkpoint()
+    (fork,) = await box.fork(at=kept)
+    assert await run(fork, "file.read()") == "'2'"
+    (tmp_path / "shared").unlink()
+    with pytest.raises(ForkRefusedError, match="what the kernel has open: /data/shared: No such"):
+        await box.fork(at=kept)
+    os.mkfifo(tmp_path / "shared")
+    with pytest.raises(ForkRefusedError, match="/data/shared: Illegal seek"):
+        await box.fork(at=kept)  # and whoever has put a pipe there holds up nobody
+    assert await run(box, "1 + 1") == "2"
+
+
 async def test_names_that_are_as_long_as_can_be_do_no_harm(manager: LocalSandboxManager) -> None:
     box, neighbour = await opened(manager), await opened(manager)
     await run(

@@ -169,43 +169,11 @@ def _go_on(body: dict[str, Any]) -> dict[str, Any]:
     """This process is a copy of the kernel that waited for its next request: have what a copy of
     memory does not bring."""
     try:
-        os.umask(int(body["umask"]))
-        os.chdir(body["cwd"])
-        for row in body["files"]:
-            _open_again(row)
         if _renew is not None:
             _renew(bool(body["reseed"]))
     except Exception as error:  # noqa: BLE001 - whatever it stumbles over, this is its only report
         return {"status": "error", "ename": type(error).__name__, "evalue": _text(error)[:1000]}
     return {"status": "ok"}
-
-
-def _open_again(row: dict[str, Any]) -> None:
-    """Have a descriptor as the original has it: an open file of its own, at the same place."""
-    number = int(row["fd"])
-    if row.get("closed"):
-        os.close(number)
-        return
-    inheritable = not row["cloexec"]
-    if "same" in row:
-        os.dup2(int(row["same"]), number, inheritable)
-        return
-    if row.get("dropped"):
-        # Its number is taken: what is opened next must not be had for it. Nothing can be read from
-        # it or written to it, and what a program prints is lost.
-        path, flags, offset = (os.devnull, os.O_RDWR, 0) if number < 3 else ("/", os.O_PATH, 0)
-    else:
-        path, flags, offset = row["path"], int(row["flags"]), row["offset"]
-    opened = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        if offset:
-            os.lseek(opened, int(offset), os.SEEK_SET)
-    finally:
-        if opened != number:
-            os.dup2(opened, number, inheritable)
-            os.close(opened)
-        else:
-            os.set_inheritable(number, inheritable)
 
 
 def _execute(link: Link, body: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import socket
 import struct
 
 from . import _calls as calls
-from . import tracer
+from . import reopening, tracer
 from .blob import BLOB, ENTRY_CARRIER, KERNEL_DONE
 
 TYPE_CHECKING = False
@@ -61,6 +61,7 @@ _MOST_DESCRIPTORS = 32
 _MOST_STATUS = 1 << 16
 _CLONE_ARGUMENTS = 96  # bytes from one to the next
 _MESSAGE, _VECTOR, _BYTE, _NUMBER, _CONTROL, _CONTROL_LENGTH = 576, 640, 656, 664, 672, 256
+_PATHS = 1024  # what is from here on in the page of data is free
 _SHARED, _SHARED_NUMBERED = 2, 5  # ways to be born
 _JOINED = 6  # the descriptor in which blob.S has the group that a child is born in
 _WALLED = b"\nCapInh:\t%s\nCapPrm:\t%s\nCapEff:\t%s\nCapBnd:\t%s\nCapAmb:\t%s\n" % (
@@ -80,7 +81,8 @@ class Carrier:
     """
 
     __slots__ = (
-        "away", "data", "orders", "packed", "page", "pid", "state", "thread_id", "threads",
+        "away", "data", "opened", "orders", "packed", "page", "pid", "state", "thread_id",
+        "threads",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +99,9 @@ class Carrier:
         self.orders = state if orders is None else orders
         self.threads: list[tracer.State] = []
         """Further threads that its copies have."""
+
+        self.opened: reopening.Opened | None = None
+        """What they have open beside their streams and their channel."""
 
         self.page = page
         self.data = data
@@ -390,6 +395,8 @@ def _let_go(kernel: int, carrier: Carrier, birth: Birth, *, entered: bool) -> No
     if birth.streams:
         _take_streams(kernel, carrier)
         _set_robust_list(kernel, carrier, carrier.state)
+    if carrier.opened is not None:
+        _reopen(kernel, carrier, carrier.opened)
     threads = [_add_thread(kernel, carrier, state) for state in carrier.threads]
     tracer.load_state(kernel, carrier.state)
     for thread in threads:
@@ -447,6 +454,22 @@ def _take_streams(kernel: int, carrier: Carrier) -> None:
     for number, descriptor in enumerate(came):
         call(_DUP2, descriptor, number)
     call(_CLOSE_RANGE, _FIRST_FREE, 2**32 - 1, 0)
+
+
+def _reopen(kernel: int, carrier: Carrier, opened: reopening.Opened) -> None:
+    """Have a process whose memory nobody else uses yet open what it is to have. It has no rights by
+    now but those it is to have."""
+
+    def call(number: int, *arguments: int) -> int:
+        return tracer.system_call(kernel, carrier.orders, carrier.page, number, *arguments)[0]
+
+    def put(path: bytes) -> int:
+        if len(path) > _PAGE - _PATHS:
+            raise reopening.ReopenError("its name is too long")
+        _write(kernel, carrier.data + _PATHS, path)
+        return carrier.data + _PATHS
+
+    reopening.reopen(opened, call, put)
 
 
 @functools.cache

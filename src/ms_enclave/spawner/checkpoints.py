@@ -11,15 +11,13 @@ only in the copy, in which nobody else has a part: that is compared, too.
 from __future__ import annotations
 
 import errno
-import json
 import os
 
 from . import _calls as calls
-from . import blockers, changes, layer, slot, survey, tracer
+from . import blockers, changes, layer, reopening, slot, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._shapes import FileRow
     from .carrier import Carrier
     from .station import Box, Process, Station
 
@@ -30,8 +28,8 @@ _TMP = "/tmp"
 _IN_ROOT = 0x02 | 0x04 | 0x10  # RESOLVE_NO_MAGICLINKS, NO_SYMLINKS, IN_ROOT
 _MOST = 256
 """Checkpoints that a station has at once: each is a process with somebody's memory."""
-_MOST_TOLD = 1 << 16
-"""Bytes of what forks have to be told: names are as long as somebody inside likes them."""
+_LONGEST_NAME = 3000
+"""Bytes of the path of a file that is opened again: a fork has so much room for it."""
 _MOST_CHANGES = 1 << 21
 """Characters of the paths of what has changed; each is six bytes at most when it is told."""
 _MOST_REASONS, _LONGEST = 24, 300
@@ -139,7 +137,7 @@ class Checkpoints:
     ) -> dict[str, object]:
         """Keep how a kernel and its sandbox are; with `passing` for a moment only, as long as the
         kernel itself lives. With `drop` without those descriptors and processes that would be in
-        the way. Returns what its forks have to be told, and what was left out.
+        the way. Returns what was left out.
 
         Raises RefusedError, and OSError or tracer.TraceError for what is not the program's doing.
         """
@@ -152,17 +150,14 @@ class Checkpoints:
         dropped: list[str] | None = [] if drop else None
         try:
             self._hold_threads(pid, held)
-            files, cwd, mask = self._look(process, shadow, held, dropped)
-            made = self._copy(process, shadow, [*held.values()], passing)
+            opened = self._look(process, shadow, held, dropped)
+            made = self._copy(process, shadow, [*held.values()], opened, passing)
         finally:
             for thread in reversed(held):
                 if not tracer.release(thread):
                     self.stopping[thread] = pid
         self.kept[name] = made
-        return {
-            "files": files, "cwd": cwd, "umask": mask,
-            "dropped": RefusedError(dropped or []).reasons,
-        }  # fmt: skip
+        return {"dropped": RefusedError(dropped or []).reasons}
 
     def see_stopped(self, pid: int, status: int) -> None:
         """A thread has stopped that nobody waited for: a carrier, which stays so, or one of ours to
@@ -253,7 +248,7 @@ class Checkpoints:
         shadow: Carrier,
         held: dict[int, tracer.State],
         dropped: list[str] | None,
-    ) -> tuple[list[FileRow], str, int]:
+    ) -> reopening.Opened:
         """What its forks have to open, its folder and its umask.
 
         Raises RefusedError for whatever they could not have, or not for themselves, but for what
@@ -285,21 +280,27 @@ class Checkpoints:
         cwd = os.readlink(f"/proc/{pid}/cwd")
         if not _leads(box.slot, cwd, os.stat(f"/proc/{pid}/cwd")) or not mounts.carries(cwd):
             reasons.append(f"its folder is one that has no name any more: {cwd}")
-        if not reasons and len(json.dumps([files, cwd])) > _MOST_TOLD:
-            reasons.append("the names of its open files and of its folder are too long")
+        names = [cwd, *(row["path"] for row in files if "path" in row)]
+        if any(len(os.fsencode(name)) > _LONGEST_NAME for name in names):
+            reasons.append("the name of an open file or of its folder is too long")
         if reasons:
             raise RefusedError(reasons)
-        return files, cwd, _mask(status)
+        return reopening.Opened(files, cwd, _mask(status))
 
     # --- copying --------------------------------------------------------------------------------
 
     def _copy(
-        self, process: Process, shadow: Carrier, states: list[tracer.State], passing: bool
+        self,
+        process: Process,
+        shadow: Carrier,
+        states: list[tracer.State],
+        opened: reopening.Opened,
+        passing: bool,
     ) -> Checkpoint:
         files = self.copy_files(process.box)  # processes that are left out may be writing
         try:
             carrier = self._carrier(process, shadow, states[0], passing)
-            carrier.threads = states[1:]
+            carrier.threads, carrier.opened = states[1:], opened
         except BaseException:
             files.close()
             raise

@@ -21,7 +21,12 @@ import anyio
 import anyio.to_thread
 
 from ms_enclave.channel.process import Exit, Process
-from ms_enclave.errors import IsolationUnavailableError, SandboxLostError, SandboxStartError
+from ms_enclave.errors import (
+    ForkRefusedError,
+    IsolationUnavailableError,
+    SandboxLostError,
+    SandboxStartError,
+)
 from ms_enclave.spawner.keeping import identity
 from ms_enclave.spawner.launch import Launched, launch
 from ms_enclave.spawner.pipes import PipeReader, PipeWriter, open_null
@@ -497,6 +502,8 @@ class StationClient:
                     "spawn", [theirs.fileno()], box=box, kind=kind, process=process.number, **fields
                 )
             process.pid = answer["pid"]
+            if "blockers" in answer:
+                raise ForkRefusedError(blockers=answer["blockers"])
             if "refused" in answer:
                 self._processes.pop(process.number, None)
                 process.refused(answer["refused"])

@@ -38,6 +38,7 @@ from ms_enclave.spawner import (
     greedy,
     layer,
     network,
+    reopening,
     rooms,
     root,
     seed,
@@ -899,15 +900,13 @@ class Station:
             self.let_go_of_run(box, group)
             with contextlib.suppress(OSError):
                 self.bound_store(box)
-            if getattr(error, "errno", None) == errno.EAGAIN:
-                return {"ok": {"pid": 0, "refused": "process_limit"}}
-            if not survey.is_alive(box.slot.init):
+            if not survey.is_alive(box.slot.init) and not _is_refused(error):
                 box.mourning.append(request["q"])
                 return None
-            if isinstance(error, tracer.InterferedError):
-                cause = "oom" if starved else None
-                return {"ok": {"pid": 0, "killed": error.signal, "cause": cause}}
-            raise
+            said = _said_of(error, starved)
+            if said is None:
+                raise
+            return {"ok": {"pid": 0, **said}}
         self.last_birth = time.monotonic()
         process = Process(request["process"], box, pid, group, request)
         process.before = before
@@ -1316,6 +1315,22 @@ class Station:
         if most is not None and seen.memory > most and not process.ended:
             self.kill_run(process, "oom")
         return seen
+
+
+def _said_of(error: BaseException, starved: bool) -> dict[str, object] | None:
+    """What is said of a process that could not be made; None for a fault of ours."""
+    if _is_refused(error):
+        return {"refused": "process_limit"}
+    if isinstance(error, reopening.ReopenError):
+        return {"blockers": [f"what the kernel has open: {error}"]}
+    if isinstance(error, tracer.InterferedError):
+        return {"killed": error.signal, "cause": "oom" if starved else None}
+    return None
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the kernel has refused one more process."""
+    return getattr(error, "errno", None) == errno.EAGAIN
 
 
 def _send_through(channel: int, descriptors: list[int]) -> None:

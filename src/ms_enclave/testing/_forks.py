@@ -164,6 +164,32 @@ class ForkContract(SandboxSuite):
             done = await (await box.kernel()).run(seen, timeout=20)
             assert done.result == {"text/plain": "(False, ['wait'], ['tick'], 7)"}
 
+    async def test_threads_never_find_what_they_had_open_closed(
+        self, family: list[Sandbox]
+    ) -> None:
+        code = """
+import os, threading
+log, errors = open("log", "wb", buffering=0), []
+def write():
+    while True:
+        try:
+            log.write(b"x")
+            with open("other", "wb") as other:
+                other.write(b"y")
+            os.stat("log")
+        except OSError as error:
+            errors.append(str(error))
+for _ in range(2):
+    threading.Thread(target=write, daemon=True).start()
+"""
+        assert (await (await family[0].kernel()).run(code)).success
+        for _ in range(3):
+            family += await family[-1].fork()
+            seen = await (await family[-1].kernel()).run(
+                "import os; print(errors, os.path.getsize('log') > 0, set(open('log').read()))"
+            )
+            assert seen.stdout == "[] True {'x'}\n", seen
+
     async def test_forks_of_forks(self, family: list[Sandbox]) -> None:
         await (await family[0].kernel()).run("x = [0]; open('depth', 'w').write('0')")
         for depth in range(1, 5):
