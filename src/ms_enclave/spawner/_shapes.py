@@ -304,13 +304,21 @@ class DiffRequest(BoxRequest):
 
 class FileRow(TypedDict, total=False):
     """What a fork has to open to have the descriptor `fd`: a file, the same open file as another
-    descriptor's, something that can be neither read nor written, or nothing."""
+    descriptor's, an `end` of a new pipe or pair of sockets, an event counter or queue, something
+    that can be neither read nor written, or nothing."""
 
     fd: int
     path: str
     flags: int
     offset: int
     same: int
+    pipe: int
+    pair: int
+    kind: int
+    end: int
+    count: int
+    counts_down: bool
+    watches: list[tuple[int, int, int]]
     dropped: bool
     closed: bool
     cloexec: bool

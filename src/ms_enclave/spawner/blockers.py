@@ -11,7 +11,7 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ._shapes import FileRow
 
@@ -38,11 +38,13 @@ class Descriptor:
     descriptor that is the same open file, None for none.
     """
 
-    __slots__ = ("leads", "mode", "number", "same", "target", "text")
+    __slots__ = ("inode", "leads", "mode", "number", "same", "target", "text")
 
     def __init__(
-        self, number: int, target: str, text: str, mode: int, leads: bool, same: int | None
-    ) -> None:
+        self, number: int, target: str, text: str, mode: int, leads: bool, same: int | None,
+        inode: int = 0,
+    ) -> None:  # fmt: skip
+        self.inode = inode
         self.number = number
         self.target = target
         self.text = text
@@ -147,13 +149,18 @@ def _is_fixed(device: str, name: str, mounts: Mounts) -> bool:
 
 
 def files(
-    descriptors: Sequence[Descriptor], mounts: Mounts, dropped: list[str] | None = None
+    descriptors: Sequence[Descriptor],
+    mounts: Mounts,
+    dropped: list[str] | None = None,
+    inner: Mapping[int, FileRow] | None = None,
 ) -> tuple[list[str], list[FileRow]]:
     """Reasons among what a process has open, and what a fork has to open to have the same.
 
     Its standard streams, as long as they are pipes or nothing, and its channel a fork gets anew.
     Reasons are put into `dropped` instead, where that is given, and the fork has nothing there.
+    `inner` are descriptors that it makes anew.
     """
+    inner = inner or {}
     reasons: list[str] = []
     rows: list[FileRow] = []
     renewed: set[int] = set()
@@ -168,24 +175,15 @@ def files(
         elif number < _STANDARD and (kind == stat.S_IFIFO or found.target == "/dev/null"):
             renewed.add(number)
         else:
-            reason = _why_not(found, mounts)
-            if reason is not None and dropped is not None:
+            reason = None if number in inner else _why_not(found, mounts)
+            if reason is None:
+                carried.add(number)
+                rows.append(inner.get(number) or _file(found))
+            elif dropped is None:
+                reasons.append(reason)
+            else:
                 dropped.append(reason)
                 rows.append({"fd": number, "dropped": True, "cloexec": _closes(found)})
-                continue
-            if reason is not None:
-                reasons.append(reason)
-                continue
-            carried.add(number)
-            rows.append(
-                {
-                    "fd": number,
-                    "path": found.target,
-                    "flags": found.field("flags", 8) & _KEPT_FLAGS,
-                    "offset": found.field("pos", 10),
-                    "cloexec": _closes(found),
-                }
-            )
     standing = {found.number for found in descriptors}
     closed: list[FileRow] = [
         {"fd": number, "closed": True} for number in range(_STANDARD) if number not in standing
@@ -193,7 +191,26 @@ def files(
     rows += closed
     if len(rows) > _MOST_FILES:
         reasons.append(f"{len(rows)} open files ({_MOST_FILES} can be opened again)")
-    return _few(reasons, "more open files like these"), rows
+    return _few(reasons, "more open files like these"), [_without_lost(row, rows) for row in rows]
+
+
+def _without_lost(row: FileRow, rows: Sequence[FileRow]) -> FileRow:
+    """A row; a queue does not watch what is dropped."""
+    watches = row.get("watches")
+    if not watches:
+        return row
+    lost = {one.get("fd") for one in rows if one.get("dropped")}
+    return {**row, "watches": [watch for watch in watches if watch[0] not in lost]}
+
+
+def _file(found: Descriptor) -> FileRow:
+    return {
+        "fd": found.number,
+        "path": found.target,
+        "flags": found.field("flags", 8) & _KEPT_FLAGS,
+        "offset": found.field("pos", 10),
+        "cloexec": _closes(found),
+    }
 
 
 def _closes(found: Descriptor) -> bool:

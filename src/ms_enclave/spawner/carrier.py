@@ -469,7 +469,10 @@ def _reopen(kernel: int, carrier: Carrier, opened: reopening.Opened) -> None:
         _write(kernel, carrier.data + _PATHS, path)
         return carrier.data + _PATHS
 
-    reopening.reopen(opened, call, put)
+    def get(length: int) -> bytes:
+        return _read(kernel, carrier.data + _PATHS, length)
+
+    reopening.reopen(opened, call, put, get)
 
 
 @functools.cache

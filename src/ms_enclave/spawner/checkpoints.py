@@ -14,10 +14,13 @@ import errno
 import os
 
 from . import _calls as calls
-from . import blockers, changes, layer, reopening, slot, survey, tracer
+from . import blockers, changes, inner, layer, reopening, slot, survey, tracer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._shapes import FileRow
     from .carrier import Carrier
     from .station import Box, Process, Station
 
@@ -32,6 +35,7 @@ _LONGEST_NAME = 3000
 """Bytes of the path of a file that is opened again: a fork has so much room for it."""
 _MOST_CHANGES = 1 << 21
 """Characters of the paths of what has changed; each is six bytes at most when it is told."""
+_CHANNEL = 3
 _MOST_REASONS, _LONGEST = 24, 300
 _MOST_THREADS = 64
 
@@ -275,7 +279,8 @@ class Checkpoints:
         reasons = blockers.others(odd, processes)
         reasons += blockers.status(status, first)
         reasons += blockers.maps(_text(f"/proc/{pid}/maps"), mounts)
-        closed, files = blockers.files(_descriptors(pid, box.slot), mounts, dropped)
+        descriptors = _descriptors(pid, box.slot)
+        closed, files = blockers.files(descriptors, mounts, dropped, self._inner(pid, descriptors))
         reasons += closed
         cwd = os.readlink(f"/proc/{pid}/cwd")
         if not _leads(box.slot, cwd, os.stat(f"/proc/{pid}/cwd")) or not mounts.carries(cwd):
@@ -286,6 +291,14 @@ class Checkpoints:
         if reasons:
             raise RefusedError(reasons)
         return reopening.Opened(files, cwd, _mask(status))
+
+    def _inner(self, pid: int, descriptors: Sequence[blockers.Descriptor]) -> dict[int, FileRow]:
+        """What it has for itself alone, as far as that can be made anew."""
+        others = [one for one in descriptors if one.number > _CHANNEL]
+        pairs: dict[int, tuple[int, int]] = {}
+        if any(one.target.startswith("socket:") for one in others):
+            pairs = inner.pairs(pid, self.station.own_network)
+        return inner.plan(descriptors, inner.Seen(inner.unread(pid, others), pairs))
 
     # --- copying --------------------------------------------------------------------------------
 
@@ -377,7 +390,9 @@ def _descriptors(pid: int, place: slot.Slot) -> list[blockers.Descriptor]:
         first.append(number)
         text = _text(f"/proc/{pid}/fdinfo/{number}")
         leads = _leads(place, target, seen)
-        found.append(blockers.Descriptor(number, target, text, seen.st_mode, leads, same))
+        found.append(
+            blockers.Descriptor(number, target, text, seen.st_mode, leads, same, seen.st_ino)
+        )
     return found
 
 

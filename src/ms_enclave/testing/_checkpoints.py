@@ -300,7 +300,7 @@ class CheckpointContract(SandboxSuite):
     async def test_a_cell_that_cannot_be_atomic_does_not_run(self, fresh: Sandbox) -> None:
         await begun(fresh)
         kernel = await fresh.kernel()
-        await kernel.run("ends = os.pipe()")
+        await kernel.run('ends = os.pipe(); os.write(ends[1], b"x")')
         with pytest.raises(ForkRefusedError, match="a pipe"):
             await kernel.run("x.append(2)", atomic=True)
         assert await state(fresh) == BEGUN

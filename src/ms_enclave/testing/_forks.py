@@ -234,9 +234,12 @@ for _ in range(2):
                 "    threading.Thread(target=threading.Event().wait, daemon=True).start()",
                 "more than 64 threads",
             ),
-            ("import os; ends = os.pipe()", "a pipe"),
-            ("import socket; pair = socket.socketpair()", "a socket"),
-            ("import select; poll = select.epoll()", "eventpoll"),
+            ("import os; ends = os.pipe(); os.write(ends[1], b'x')", "a pipe"),
+            ("import os; ends = os.pipe(); os.close(ends[1])", "a pipe"),
+            ("import socket; pair = socket.socketpair(); pair[0].send(b'x')", "a socket"),
+            ("import socket; pair = socket.socketpair(); pair[0].shutdown(1)", "a socket"),
+            ("import socket; alone = socket.socket()", "a socket"),
+            ("import os; inner = os.open(f'/proc/self/fd/{os.pipe()[0]}', os.O_RDWR)", "a pipe"),
             ("import mmap; shared = mmap.mmap(-1, 4096)", "shared memory"),
             ("f = open('gone', 'w'); import os; os.remove('gone')", "no name any more"),
             ("import fcntl; f = open('l', 'w'); fcntl.flock(f, fcntl.LOCK_EX)", "a locked file"),
@@ -263,9 +266,11 @@ for _ in range(2):
 import os, select, socket, subprocess
 child = subprocess.Popen(["sleep", "100"])
 ends, pair, poll = os.pipe(), socket.socketpair(), select.epoll()
+os.write(ends[1], b"p"); pair[0].send(b"s"); outer = socket.socket()
+poll.register(ends[0], select.EPOLLIN); poll.register(pair[1], select.EPOLLIN)
 gone = open("gone", "w+"); os.remove("gone")
 kept = open("kept", "w+"); kept.write("12"); kept.flush()
-numbers = [*ends, pair[0].fileno(), pair[1].fileno(), poll.fileno(), gone.fileno()]
+numbers = [*ends, pair[0].fileno(), pair[1].fileno(), outer.fileno(), gone.fileno()]
 """
         assert (await kernel.run(code)).success
         family += await family[0].fork(2, unforkable="drop")
@@ -285,16 +290,63 @@ try:
     os.kill(child.pid, 0)
 except ProcessLookupError:
     print("alone")
-print(kept.read(), os.lseek(kept.fileno(), 0, os.SEEK_CUR), os.path.exists("gone"))
+new = os.pipe(); poll.register(new[0], select.EPOLLIN); os.write(new[1], b"n")
+print(poll.poll(1) == [(new[0], 1)], kept.read(),
+      os.lseek(kept.fileno(), 0, os.SEEK_CUR), os.path.exists("gone"))
 """
         for fork in family[1:]:
             seen = await (await fork.kernel()).run(look)
-            assert seen.stdout == "True\nFalse\nalone\n 2 False\n", seen
+            assert seen.stdout == "True\nFalse\nalone\nTrue  2 False\n", seen
         still = """
-os.write(ends[1], b"p"); pair[0].send(b"s"); gone.write("g")
+gone.write("g")
 print(os.read(ends[0], 1), pair[1].recv(1), child.poll())
 """
         assert (await kernel.run(still)).stdout == "b'p' b's' None\n"
+
+    async def test_what_is_wholly_inside_is_made_anew(self, family: list[Sandbox]) -> None:
+        code = """
+import os, select, socket
+ends, blocking = os.pipe(), os.pipe()
+os.set_blocking(ends[0], False)
+pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+again = os.dup(ends[1])
+poll = select.epoll()
+poll.register(ends[0], select.EPOLLIN)
+poll.register(pair[1], select.EPOLLIN | select.EPOLLET)
+"""
+        use = """
+os.write({0}, b"{1}"); pair[0].send(b"{1}{1}")
+found = sorted(poll.poll(1)) == sorted([(ends[0], 1), (pair[1].fileno(), 1)])
+print(found, os.read(ends[0], 9), pair[1].recv(9), os.get_blocking(ends[0]),
+      os.get_blocking(blocking[0]), os.get_inheritable(ends[0]))
+"""
+        told = "True b'{0}' b'{0}{0}' False True False\n"
+        assert (await (await family[0].kernel()).run(code)).success
+        family += await family[0].fork(2)
+        family += await family[1].fork()
+        for number, one in enumerate(family):
+            name = ("ends[1]", "again")[number % 2]
+            seen = await (await one.kernel()).run(use.format(name, number))
+            assert seen.stdout == told.format(number), seen
+
+    async def test_a_loop_of_asyncio_goes_on(self, family: list[Sandbox]) -> None:
+        kernel = await family[0].kernel()
+        code = "import asyncio\nawait asyncio.sleep(0.01)\nlater = asyncio.Event()"
+        assert (await kernel.run(code)).success
+        family += await family[0].fork()
+        family += await family[1].fork()
+        use = """
+async def tell():
+    await asyncio.to_thread(int)
+    later.set()
+task = asyncio.ensure_future(tell())
+await asyncio.wait_for(later.wait(), 30)
+process = await asyncio.create_subprocess_exec("echo", "on", stdout=-1)
+(await process.communicate())[0]
+"""
+        for one in family:
+            seen = await (await one.kernel()).run(use)
+            assert seen.result == {"text/plain": "b'on\\n'"}, seen
 
     async def test_what_can_only_be_shared_is_refused_all_the_same(
         self, family: list[Sandbox]

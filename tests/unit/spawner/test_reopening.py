@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,10 @@ class Orders:
         self.paths.append(path)
         return 0x1000
 
+    def get(self, length: int) -> bytes:
+        assert length == 8
+        return struct.pack("=2i", 4, 5)
+
     def of(self, number: int) -> list[tuple[int, ...]]:
         return [order[1:] for order in self.made if order[0] == number]
 
@@ -44,7 +49,7 @@ def test_a_file_is_opened_where_nobody_can_hold_it_up_and_is_as_it_was() -> None
     orders = Orders()
     flags = os.O_RDWR | os.O_APPEND
     row: FileRow = {"fd": 9, "path": "/tmp/a", "flags": flags, "offset": 5, "cloexec": False}
-    reopening.reopen(opened(row), orders.call, orders.put)
+    reopening.reopen(opened(row), orders.call, orders.put, orders.get)
     assert orders.paths == [b"/sandbox\0", b"/tmp/a\0"]
     assert orders.of(_OPENAT) == [(-100, 0x1000, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0)]
     assert orders.made[-4:] == [(72, 4, 4, flags), (8, 4, 5, 0), (_DUP3, 4, 9, 0), (3, 4)]
@@ -53,9 +58,9 @@ def test_a_file_is_opened_where_nobody_can_hold_it_up_and_is_as_it_was() -> None
 def test_one_that_has_its_number_already_stays_there() -> None:
     orders = Orders()
     row: FileRow = {"fd": 4, "path": "/tmp/a", "flags": os.O_NONBLOCK, "offset": 0, "cloexec": True}
-    reopening.reopen(opened(row), orders.call, orders.put)
+    reopening.reopen(opened(row), orders.call, orders.put, orders.get)
     assert orders.made[-1][0] == _OPENAT
-    reopening.reopen(opened({**row, "cloexec": False}), orders.call, orders.put)
+    reopening.reopen(opened({**row, "cloexec": False}), orders.call, orders.put, orders.get)
     assert orders.made[-1] == (72, 4, 2, 0)
 
 
@@ -63,7 +68,10 @@ def test_one_that_has_its_number_already_stays_there() -> None:
 def test_what_is_dropped_has_its_number_still(number: int, path: bytes) -> None:
     orders = Orders()
     reopening.reopen(
-        opened({"fd": number, "dropped": True, "cloexec": True}), orders.call, orders.put
+        opened({"fd": number, "dropped": True, "cloexec": True}),
+        orders.call,
+        orders.put,
+        orders.get,
     )
     assert orders.paths[-1] == path
     assert orders.of(_DUP3) == [(4, number, os.O_CLOEXEC)]
@@ -77,6 +85,7 @@ def test_copies_and_closed_streams() -> None:
         opened({"fd": 8, "same": 1, "cloexec": False}, {"fd": 0, "closed": True}),
         orders.call,
         orders.put,
+        orders.get,
     )
     assert orders.made[-2:] == [(_DUP3, 1, 8, 0), (3, 0)]
 
@@ -86,4 +95,4 @@ def test_what_cannot_be_done_is_said(number: int) -> None:
     orders = Orders(**{f"n{number}": errno.ENOENT})
     row: FileRow = {"fd": 9, "path": "/tmp/a", "flags": 0, "offset": 0, "cloexec": False}
     with pytest.raises(reopening.ReopenError, match="No such file"):
-        reopening.reopen(opened(row), orders.call, orders.put)
+        reopening.reopen(opened(row), orders.call, orders.put, orders.get)
