@@ -34,6 +34,7 @@ _ESTABLISHED = 1
 _NO_COOKIE = 0xFFFFFFFF
 _MOST_COUNTED = 1 << 32
 _MOST_WATCHES = 200
+"""Of all queues together: each is a call that the station has a fork make."""
 
 
 class Seen:
@@ -59,9 +60,13 @@ def plan(descriptors: Sequence[Descriptor], seen: Seen) -> dict[int, FileRow]:
         if found.target == "anon_inode:[eventfd]":
             rows.update(_counter(number, found))
     standing = {found.number: found for found in descriptors}
+    watched = 0
     for number, found in first.items():
         if found.target == "anon_inode:[eventpoll]":
-            rows.update(_queue(number, found, standing))
+            watches = _watches(found, standing)
+            watched += len(watches or ())
+            if watches is not None and watched <= _MOST_WATCHES:
+                rows[number] = {**_row(found), "watches": watches}
     return rows
 
 
@@ -123,10 +128,11 @@ def _counter(number: int, found: Descriptor) -> dict[int, FileRow]:
     }
 
 
-def _queue(
-    number: int, found: Descriptor, standing: Mapping[int, Descriptor]
-) -> dict[int, FileRow]:
-    """One that watches files by descriptors that are theirs still."""
+def _watches(
+    found: Descriptor, standing: Mapping[int, Descriptor]
+) -> list[tuple[int, int, int]] | None:
+    """What a queue watches: descriptor, events, and what it says of them. None where it is not by
+    descriptors that are these files' still."""
     watches: list[tuple[int, int, int]] = []
     for line in found.text.split("\n"):
         if not line.startswith("tfd:"):
@@ -139,12 +145,12 @@ def _queue(
                 int(row["ino:"], 16),
             )  # fmt: skip
         except (KeyError, ValueError):
-            return {}
+            return None
         there = standing.get(watched)
         if there is None or there.inode != inode or there.target == found.target:
-            return {}  # it watches a file that has another number now, or none, or a queue
+            return None  # it watches a file that has another number now, or none, or a queue
         watches.append((watched, events, data))
-    return {number: {**_row(found), "watches": watches}} if len(watches) <= _MOST_WATCHES else {}
+    return watches
 
 
 def _row(found: Descriptor) -> FileRow:

@@ -136,3 +136,13 @@ def test_a_queue_of_queues_is_none() -> None:
     assert list(planned([outer.fileno(), within.fileno()])) == [within.fileno()]
     outer.close()
     within.close()
+
+
+def test_queues_that_watch_more_than_a_few_files_are_none(pipe: tuple[int, int]) -> None:
+    queues = [select.epoll() for _ in range(201)]
+    for queue in queues:
+        queue.register(pipe[0], select.EPOLLIN)
+    numbers = [queue.fileno() for queue in queues]
+    assert len(planned([*pipe, *numbers])) == 2 + 200
+    for queue in queues:
+        queue.close()
