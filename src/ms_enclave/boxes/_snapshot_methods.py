@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -24,9 +25,9 @@ class SnapshotMethods(Life):
     _snapshots: SnapshotStore | None = None
     """Its manager's; None for one that no manager made."""
 
+    @abstractmethod
     async def _require(self, capability: str) -> None:
         """Refuse what the box cannot do. Raises CapabilityError."""
-        raise NotImplementedError
 
     @on_loop
     async def snapshot(self, name: str) -> SnapshotInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import anyio
@@ -25,9 +26,9 @@ __all__ = ["LocalSnapshots"]
 class LocalSnapshots(SandboxManager):
     """Has snapshots in its `state_dir`, or with all managers of the user that have none."""
 
+    @abstractmethod
     async def _be_running(self) -> None:
         """Start, where it was never started. Raises SandboxStateError where it was stopped."""
-        raise NotImplementedError
 
     def _snapshot_store(self) -> SnapshotStore:
         state = self.config.state_dir
