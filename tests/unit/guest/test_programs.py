@@ -638,20 +638,20 @@ async def test_what_waits_ends_with_its_guest(early: Guest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "ends"),
+    ("line", "seconds", "ends"),
     [
-        ("echo out; echo err >&2", True),
-        ("sleep 600", False),  # it goes on
-        ("sleep 600 & echo out", False),  # somebody else still has its output
-        ("head -c 300000 /dev/zero; echo err >&2", False),  # it is to be received first
+        ("echo out; echo err >&2", 20, True),
+        ("sleep 600", 0.05, False),  # it goes on
+        ("sleep 600 & echo out", 0.05, False),  # somebody else still has its output
+        ("head -c 300000 /dev/zero; echo err >&2", 600, False),  # it is to be received first
     ],
 )
 async def test_whether_a_program_and_its_output_end_soon(
-    guest: Guest, line: str, ends: bool
+    guest: Guest, line: str, seconds: float, ends: bool
 ) -> None:
     process = await guest.connection.spawn(request("sh", "-c", line, brief=True))
     try:
-        assert await process.ends_soon(20 if ends else 0.05) is ends
+        assert await process.ends_soon(seconds) is ends
         if ends:
             assert await read_all(process.stdout) == b"out\n"
             assert await read_all(process.stderr) == b"err\n"
